@@ -1,0 +1,154 @@
+"""A file that is not whole yet: its bytes, and a journal of the blocks that are.
+
+A journal line is written after its block's bytes, so a kill at any moment leaves a journal that claims too little, never too
+much. A power cut can lose bytes that a line claims; each line carries the block's CRC-32, and whatever does not match it on
+the next start is fetched again. So neither needs a sync on the way (docs/decisions/0002-journal.md).
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import re
+import threading
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from nlocalmodels_downloader.errors import SpaceError
+from nlocalmodels_downloader.segments import BLOCK_BYTES, num_blocks
+
+_JOURNAL_VERSION = 1
+_CLAIM = re.compile(rb"^(\d{1,9}) ([0-9a-f]{8})\n", re.MULTILINE)
+
+
+class Partial:
+    """Two files in a folder that no other process writes to: `<key>.data` and `<key>.journal`.
+
+    Blocks may be written by several threads, each block by one.
+    """
+
+    def __init__(self, folder: Path, key: str, size_bytes: int, validator: str | None) -> None:
+        """Opens what an earlier run left if it is of the same file, and starts anew otherwise.
+
+        Args:
+            validator: what must be the same for old and new bytes to belong together; None when the key is a digest.
+        """
+        self._folder = folder
+        self.data_path = folder / f"{key}.data"
+        self.journal_path = folder / f"{key}.journal"
+        self.size_bytes = size_bytes
+        self._identity = {"version": _JOURNAL_VERSION, "key": key, "sizeBytes": size_bytes, "validator": validator}
+        self._lock = threading.Lock()
+        with naming_space_errors(self._folder):
+            self._data = os.open(self.data_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            self._complete = self._recover()
+            self._journal = os.open(self.journal_path, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
+        self.resumed_bytes = self.complete_bytes
+
+    @property
+    def complete_bytes(self) -> int:
+        with self._lock:
+            return sum(self._block_bytes(block) for block in self._complete)
+
+    def missing_blocks(self) -> list[int]:
+        """Returns the numbers of the blocks still to fetch, ascending."""
+        with self._lock:
+            return [block for block in range(num_blocks(self.size_bytes)) if block not in self._complete]
+
+    def write(self, offset: int, data: bytes | memoryview) -> None:
+        """Stores bytes that no journal line claims yet.
+
+        Raises:
+            SpaceError: the volume is full or cannot be written; all that was complete before is kept.
+        """
+        view = memoryview(data)
+        with naming_space_errors(self._folder):
+            while view:
+                written = os.pwrite(self._data, view, offset)
+                view, offset = view[written:], offset + written
+
+    def complete(self, block: int, crc32: int) -> None:
+        """Records that a block's bytes are all written."""
+        with self._lock, naming_space_errors(self._folder):
+            os.write(self._journal, f"{block} {crc32:08x}\n".encode())
+            self._complete.add(block)
+
+    def reset(self) -> None:
+        """Forgets every block, for bytes that turned out wrong."""
+        with self._lock, naming_space_errors(self._folder):
+            self._complete.clear()
+            os.close(self._journal)
+            self._write_header()
+            self._journal = os.open(self.journal_path, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
+
+    def finish(self) -> None:
+        """Makes the bytes durable. The file may then be renamed to its own name."""
+        with naming_space_errors(self._folder):
+            os.ftruncate(self._data, self.size_bytes)
+            os.fsync(self._data)
+
+    def close(self) -> None:
+        os.close(self._data)
+        os.close(self._journal)
+
+    def discard(self) -> None:
+        """Removes what is left of it. After publication that is the journal alone."""
+        self.data_path.unlink(missing_ok=True)
+        self.journal_path.unlink(missing_ok=True)
+
+    def _block_bytes(self, block: int) -> int:
+        return min(BLOCK_BYTES, self.size_bytes - block * BLOCK_BYTES)
+
+    def _recover(self) -> set[int]:
+        """Returns the blocks whose line is whole and whose bytes match it, and leaves a journal that says just that."""
+        try:
+            header, _, body = self.journal_path.read_bytes().partition(b"\n")
+        except FileNotFoundError:
+            header = body = b""
+        claims: dict[int, int] = {}
+        if header == self._header():
+            claims = {int(block): int(crc32, 16) for block, crc32 in _CLAIM.findall(body)}
+        good = {block: crc32 for block, crc32 in claims.items() if self._block_crc32(block) == crc32}
+        self._write_header("".join(f"{block} {crc32:08x}\n" for block, crc32 in good.items()))
+        return set(good)
+
+    def _block_crc32(self, block: int) -> int | None:
+        length = self._block_bytes(block)
+        if length <= 0:
+            return None
+        data = os.pread(self._data, length, block * BLOCK_BYTES)
+        return zlib.crc32(data) if len(data) == length else None
+
+    def _header(self) -> bytes:
+        return json.dumps(self._identity, sort_keys=True).encode()
+
+    def _write_header(self, body: str = "") -> None:
+        fresh = self.journal_path.with_suffix(".journal-new")
+        fresh.write_bytes(self._header() + b"\n" + body.encode())
+        os.replace(fresh, self.journal_path)
+
+
+_SPACE_ERRORS = {
+    errno.ENOSPC: "is full",
+    errno.EDQUOT: "has reached its quota",
+    errno.EFBIG: "does not take files this large",
+    errno.EROFS: "is read-only",
+    errno.EACCES: "may not be written by this user",
+    errno.EPERM: "may not be written by this user",
+}
+
+
+@contextmanager
+def naming_space_errors(folder: Path) -> Iterator[None]:
+    """Turns the errors of a full or read-only volume into one that says so."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _SPACE_ERRORS:
+            raise
+        raise SpaceError(
+            f"{folder}: the volume {_SPACE_ERRORS[error.errno]}; enlarge it or make it writable. What has arrived is kept."
+        ) from None

@@ -1,0 +1,60 @@
+"""The only place that reads the environment."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from nlocalmodels_downloader.errors import ConfigError
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """How to download; what to download is in downloads.yaml."""
+
+    hub_endpoint: str = "https://huggingface.co"
+    hub_token: str | None = field(default=None, repr=False)
+    owner: str = "local"
+    num_connections: int = 4
+    num_attempts: int = 10
+    connect_timeout_seconds: float = 15.0
+    stall_seconds: float = 60.0
+    progress_seconds: float = 10.0
+    termination_message_path: Path = Path("/dev/termination-log")
+
+
+def read_settings(environ: Mapping[str, str]) -> Settings:
+    """Reads the settings.
+
+    Raises:
+        ConfigError: a variable is not of its form; the message names it.
+    """
+    defaults = Settings()
+    return Settings(
+        hub_endpoint=environ.get("HF_ENDPOINT", defaults.hub_endpoint).rstrip("/"),
+        hub_token=environ.get("HF_TOKEN") or None,
+        # Stays the same when a container restarts in its pod, differs between pods.
+        owner=environ.get("POD_UID") or environ.get("POD_NAME") or socket.gethostname(),
+        num_connections=int(_number(environ, "DOWNLOAD_CONNECTIONS", defaults.num_connections, 1, 16)),
+        num_attempts=int(_number(environ, "DOWNLOAD_ATTEMPTS", defaults.num_attempts, 1, 1000)),
+        connect_timeout_seconds=_number(environ, "DOWNLOAD_CONNECT_SECONDS", defaults.connect_timeout_seconds, 0.1, 600),
+        stall_seconds=_number(environ, "DOWNLOAD_STALL_SECONDS", defaults.stall_seconds, 0.1, 3600),
+        progress_seconds=_number(environ, "DOWNLOAD_PROGRESS_SECONDS", defaults.progress_seconds, 0.1, 3600),
+        termination_message_path=Path(environ.get("TERMINATION_MESSAGE_PATH", str(defaults.termination_message_path))),
+    )
+
+
+def _number(environ: Mapping[str, str], name: str, default: float, low: float, high: float) -> float:
+    text = environ.get(name)
+    if not text:
+        return default
+    try:
+        value = float(text)
+    except ValueError:
+        value = float("nan")
+    if not low <= value <= high:
+        raise ConfigError(f"{name}={os.fsencode(text)!r} is not a number from {low:g} to {high:g}; set it so or leave it out.")
+    return value

@@ -1,0 +1,74 @@
+"""Where a file comes from: https://, http:// or hf://ORG/REPO/FILE@REVISION."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from urllib.parse import quote, urlsplit, urlunsplit
+
+from nlocalmodels_downloader.errors import ConfigError
+
+_HUB = re.compile(r"hf://(?P<org>[\w.-]+)/(?P<repo>[\w.-]+)/(?P<file>[^@?#]+)@(?P<revision>[\w./-]+)")
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A source as written. `revision` is None unless it is a Hugging Face file."""
+
+    text: str
+    hub_path: str | None = None
+    revision: str | None = None
+
+    @property
+    def is_hub(self) -> bool:
+        return self.hub_path is not None
+
+    @property
+    def is_pinned(self) -> bool:
+        """Whether the hub can never serve other bytes under this name: a whole commit hash, not a branch or tag."""
+        return self.revision is not None and bool(_COMMIT.fullmatch(self.revision))
+
+    def url(self, hub_endpoint: str) -> str:
+        return f"{hub_endpoint}/{self.hub_path}" if self.is_hub else self.text
+
+    def __str__(self) -> str:
+        return redact(self.text)
+
+
+def parse_source(text: str) -> Source:
+    """Parses a source.
+
+    Raises:
+        ConfigError: it has none of the forms.
+    """
+    if text.startswith("hf://"):
+        match = _HUB.fullmatch(text)
+        if match is None or ".." in match["file"].split("/"):
+            raise ConfigError(f"'{redact(text)}' is not of the form hf://ORG/REPO/FILE@REVISION; add what is missing.")
+        path = f"{match['org']}/{match['repo']}/resolve/{quote(match['revision'], safe='')}/{quote(match['file'])}"
+        return Source(text, path, match["revision"])
+    try:
+        parts = urlsplit(text)
+        port_is_valid = parts.port is None or parts.port > 0
+    except ValueError:
+        port_is_valid = False
+    if not port_is_valid or parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ConfigError(f"'{redact(text)}' is not a source; give https://…, http://… or hf://ORG/REPO/FILE@REVISION.")
+    return Source(text)
+
+
+def redact(url: str) -> str:
+    """Returns the URL without user, password, query and fragment, which can hold secrets (signed URLs)."""
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        return "(a malformed URL)"
+    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
+
+
+def origin(url: str) -> tuple[str, str, int | None]:
+    """Returns scheme, host and port: what must stay the same for a token to be sent (RFC 6454 section 4)."""
+    parts = urlsplit(url)
+    default = {"https": 443, "http": 80}.get(parts.scheme)
+    return parts.scheme, (parts.hostname or "").lower(), parts.port or default

@@ -1,0 +1,1 @@
+"""Serves every GGUF model of a folder over an OpenAI-compatible API, continuously batched on llama.cpp."""
