@@ -189,16 +189,17 @@ def build(destination: Path, jobs: int) -> Path:
         return pack(tree, work / "build" / "bin", work, python, destination, log_path)
 
 
+def ensure_wheel(jobs: int) -> Path:
+    """Returns the cached wheel, after building it if need be."""
+    destination = cache_dir() / "llama-wheel" / recipe_key()
+    with exclusive(destination):
+        return cached_wheel(destination) or build(destination, jobs)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--jobs", type=int, default=len(os.sched_getaffinity(0)), help="compilers at once")
-    parser.add_argument("--print-path", action="store_true", help="print the wheel's path as the last line")
-    arguments = parser.parse_args()
-    destination = cache_dir() / "llama-wheel" / recipe_key()
-    with exclusive(destination):
-        wheel = cached_wheel(destination) or build(destination, arguments.jobs)
-    if arguments.print_path:
-        print(wheel)
+    print(ensure_wheel(parser.parse_args().jobs))
 
 
 if __name__ == "__main__":

@@ -10,10 +10,12 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from nlocalmodels_downloader.config import Config, load_config
 from nlocalmodels_downloader.errors import DownloaderError
+from nlocalmodels_downloader.partial import naming_space_errors
 from nlocalmodels_downloader.progress import human_bytes
 from nlocalmodels_downloader.settings import Settings, read_settings
 from nlocalmodels_downloader.sync import Action, Failure, Synchronizer, plan_model
@@ -56,11 +58,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         settings = read_settings(os.environ)
         config = load_config(options.config)
-        if options.command == "sync":
-            return _sync(config, settings)
-        if options.command == "plan":
-            return _plan(config, settings)
-        return _verify(config, settings)
+        run = {"sync": _sync, "plan": _plan, "verify": _verify}[options.command]
+        with naming_space_errors(config.model_path):
+            return run(config, settings)
     except DownloaderError as error:
         log.error("%s", error)
         _write_termination_message(settings.termination_message_path, str(error))
@@ -129,5 +129,7 @@ def _log_lines_to_stderr() -> None:
 def _write_termination_message(path: Path, message: str) -> None:
     """Leaves one line for `kubectl describe pod`, where a kubelet has mounted the file."""
     line = " ".join(message.split())[:4000]
-    if path.exists() and os.access(path, os.W_OK):
-        path.write_text(line + "\n", encoding="utf-8")
+    # The reason is in the log already, so a message that cannot be left must not become the failure.
+    with suppress(OSError):
+        if path.is_file():
+            path.write_text(line + "\n", encoding="utf-8")

@@ -5,10 +5,11 @@ from __future__ import annotations
 import email.utils
 import ipaddress
 import re
+import socket
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from urllib.parse import urljoin, urlsplit
 
@@ -27,8 +28,9 @@ from nlocalmodels_downloader.sources import origin, redact
 
 CHUNK_BYTES = 256 * 1024
 MAX_REDIRECTS = 10
-_CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+|\*)")
+_CONTENT_RANGE = re.compile(r"bytes ([0-9]{1,18})-([0-9]{1,18})/([0-9]{1,18}|\*)")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
+_DIGITS = re.compile(r"[0-9]{1,18}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +42,7 @@ class RemoteFile:
     size_bytes: int | None
     etag: str | None
     ranges: bool
+    if_range: bool = True
     linked_sha256: str | None = None
     commit: str | None = None
 
@@ -77,17 +80,26 @@ class HttpClient:
         Raises:
             TransientError, DeniedError, GoneError, RefusedError: as `stream` does.
         """
-        with self._get(url, {"Range": "bytes=0-0"}) as (response, final_url, first_headers):
-            if response.status_code == 206:
+        try:
+            return self._probe(url, {"Range": "bytes=0-0"})
+        except RangeError:
+            # A garbled answer to a range says nothing of the file; the answer to a plain request may.
+            return self._probe(url, {})
+
+    def _probe(self, url: str, headers: dict[str, str]) -> RemoteFile:
+        with self._get(url, headers) as (response, final_url, origin_headers):
+            if response.status_code == 206 and headers:
                 total, ranges = _content_range(response, 0)[1], True
-            elif response.status_code in (200, 416):
+            elif response.status_code == 200:
                 total, ranges = _length(response.headers.get("Content-Length")), False
-                if response.status_code == 416:
-                    raise RefusedError(f"{redact(url)} is empty; look whether the source holds the file.")
+            elif response.status_code == 416:
+                total, ranges = 0, False
             else:
                 raise _failure(response, url)
+            if total == 0:
+                raise RefusedError(f"{redact(url)} is empty; look whether the source holds the file.")
             _refuse_encoding(response, url)
-            linked = (first_headers.get("X-Linked-Etag") or "").strip('"')
+            linked = (origin_headers.get("X-Linked-Etag") or "").strip('"')
             return RemoteFile(
                 origin_url=url,
                 url=final_url,
@@ -95,7 +107,7 @@ class HttpClient:
                 etag=_strong_etag(response),
                 ranges=ranges,
                 linked_sha256=linked if _SHA256.fullmatch(linked) else None,
-                commit=first_headers.get("X-Repo-Commit"),
+                commit=origin_headers.get("X-Repo-Commit"),
             )
 
     def refresh(self, remote: RemoteFile) -> RemoteFile:
@@ -103,16 +115,19 @@ class HttpClient:
         return replace(remote, url=self.probe(remote.origin_url).url)
 
     @contextmanager
-    def stream(self, remote: RemoteFile, start: int, end: int) -> Iterator[Iterator[bytes]]:
+    def stream(self, remote: RemoteFile, start: int, end: int, check_etag: bool = False) -> Iterator[Iterator[bytes]]:
         """Opens bytes `start` to `end` (exclusive) as chunks; for a source without ranges, `start` must be 0.
+
+        Args:
+            check_etag: for bytes that no digest will judge, holds the answer to the ETag of the probe.
 
         Raises:
             TransientError: worth another attempt, also when the stream ends early.
-            RangeError: a range was asked and not answered as one.
+            RangeError: a range was asked and not answered as one of the same file.
             DeniedError, GoneError, RefusedError: no attempt will help.
         """
         headers = {"Range": f"bytes={start}-{end - 1}"} if remote.ranges else {}
-        if remote.ranges and remote.etag:
+        if remote.ranges and remote.etag and remote.if_range:
             headers["If-Range"] = remote.etag
         with self._get(remote.url, headers) as (response, _, _):
             if response.status_code == 206 and remote.ranges:
@@ -122,11 +137,15 @@ class HttpClient:
             elif response.status_code == 200:
                 if remote.ranges:
                     raise RangeError(f"{redact(remote.url)} answered a range with the whole body.")
-            elif response.status_code in (401, 403, 404, 410) and remote.url != remote.origin_url:
+            elif response.status_code == 416 and remote.ranges:
+                raise RangeError(f"{redact(remote.url)} has no bytes {start} to {end - 1}.")
+            elif response.status_code in (400, 401, 403, 404, 410) and remote.url != remote.origin_url:
                 raise ExpiredError(f"the signed address of {redact(remote.origin_url)} is refused ({response.status_code}).")
             else:
                 raise _failure(response, remote.origin_url)
             _refuse_encoding(response, remote.url)
+            if check_etag and remote.ranges and _strong_etag(response) != remote.etag:
+                raise RangeError(f"{redact(remote.url)} now has another ETag than {remote.etag}.")
             yield self._chunks(response, end - start)
 
     def _chunks(self, response: requests.Response, num_bytes: int) -> Iterator[bytes]:
@@ -150,17 +169,19 @@ class HttpClient:
                 window_start, window_bytes = time.monotonic(), 0
 
     def abort(self) -> None:
-        """Ends every read under way in other threads."""
+        """Ends every read of a body under way in other threads."""
         for response in list(self._active):
-            response.raw.shutdown()
+            # A read that ends by itself in this moment has given its connection away already.
+            with suppress(ValueError, RuntimeError, OSError):
+                response.raw.shutdown()
 
     @contextmanager
     def _get(
         self, url: str, headers: dict[str, str]
     ) -> Iterator[tuple[requests.Response, str, requests.structures.CaseInsensitiveDict[str]]]:
-        """Follows redirects by hand and yields the answer, its address and the headers of the first hop."""
+        """Follows redirects by hand and yields the answer, its address and the headers of the last hop on `url`'s origin."""
         session = self._session()
-        first_headers: requests.structures.CaseInsensitiveDict[str] | None = None
+        origin_headers = requests.structures.CaseInsensitiveDict[str]()
         start_url = url
         for _ in range(MAX_REDIRECTS + 1):
             # Identity: a coded body would make byte ranges and digests mean something else (RFC 9110 sections 8.4, 12.5.3).
@@ -177,43 +198,50 @@ class HttpClient:
                         f"{redact(url)}: its certificate is not trusted; name your CA bundle in REQUESTS_CA_BUNDLE."
                     ) from None
                 raise TransientError(f"{redact(url)}: TLS failed: {_reason(error)}.") from None
-            except (requests.exceptions.InvalidURL, requests.exceptions.InvalidSchema) as error:
+            except (requests.exceptions.InvalidURL, requests.exceptions.InvalidSchema, urllib3.exceptions.HTTPError) as error:
                 raise RefusedError(f"{redact(url)}: not an address that can be asked: {type(error).__name__}.") from None
             except requests.RequestException as error:
                 raise TransientError(f"{redact(url)}: {_reason(error)}.") from None
-            first_headers = response.headers if first_headers is None else first_headers
+            except OSError:
+                raise RefusedError(
+                    f"{redact(url)}: the CA bundle that REQUESTS_CA_BUNDLE names cannot be read; correct its path."
+                ) from None
+            if origin(url) == origin(start_url):
+                origin_headers = response.headers
             if not response.is_redirect:
                 self._active.add(response)
                 try:
-                    yield response, url, first_headers
+                    yield response, url, origin_headers
                 finally:
                     self._active.discard(response)
                     _release(response)
                 return
-            target = urljoin(url, response.headers["Location"])
             response.close()
-            _check_redirect(url, target)
-            url = target
+            url = _redirect_target(url, response.headers["Location"])
         raise RefusedError(f"{redact(start_url)}: more than {MAX_REDIRECTS} redirects; give the address they lead to.")
 
     def _session(self) -> requests.Session:
         session: requests.Session | None = getattr(self._local, "session", None)
         if session is None:
-            session = self._local.session = requests.Session()
+            session = self._local.session = _Session()
         return session
+
+
+class _Session(requests.Session):
+    def get_redirect_target(self, resp: requests.Response) -> None:
+        """Keeps requests from preparing a redirect: it would read the whole body and trip over a malformed target."""
 
 
 def parse_retry_after(value: str | None, now_seconds: float) -> float | None:
     """Returns seconds to wait, from delta-seconds or an HTTP date (RFC 9110 section 10.2.3), None when absent or malformed."""
     if not value:
         return None
-    if value.strip().isdigit():
+    if _DIGITS.fullmatch(value.strip()):
         return float(value)
     try:
-        moment = email.utils.parsedate_to_datetime(value)
-    except ValueError:
+        return max(0.0, email.utils.parsedate_to_datetime(value).timestamp() - now_seconds)
+    except (ValueError, OverflowError):
         return None
-    return max(0.0, moment.timestamp() - now_seconds)
 
 
 def _keep_netrc_out(request: requests.PreparedRequest) -> requests.PreparedRequest:
@@ -221,16 +249,33 @@ def _keep_netrc_out(request: requests.PreparedRequest) -> requests.PreparedReque
     return request
 
 
-def _check_redirect(source: str, target: str) -> None:
-    parts = urlsplit(target)
+def _redirect_target(source: str, location: str) -> str:
+    """Returns the absolute target of a redirect, or raises RefusedError for one that must not be followed."""
+    try:
+        target = urljoin(source, location)
+        parts = urlsplit(target)
+        origin(target)
+    except ValueError:
+        raise RefusedError(f"{redact(source)} redirects to a malformed address; refused.") from None
     if parts.scheme not in ("http", "https") or (urlsplit(source).scheme == "https" and parts.scheme != "https"):
         raise RefusedError(f"{redact(source)} redirects to {redact(target)}, which is not https; refused.")
+    if any(_is_link_local(address) for address in _addresses(parts.hostname or "")):
+        raise RefusedError(f"{redact(source)} redirects to the link-local address of {parts.hostname}; refused.")
+    return target
+
+
+def _addresses(host: str) -> list[str]:
+    """Resolves a host, since 169.254.169.254 has many spellings and names; a proxy may know hosts that we do not."""
     try:
-        address = ipaddress.ip_address(parts.hostname or "")
-    except ValueError:
-        return
-    if address.is_link_local:
-        raise RefusedError(f"{redact(source)} redirects to the link-local address {address}; refused.")
+        return [str(entry[4][0]) for entry in socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)]
+    except (OSError, UnicodeError):
+        return []
+
+
+def _is_link_local(text: str) -> bool:
+    address = ipaddress.ip_address(text.partition("%")[0])
+    mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None
+    return (mapped or address).is_link_local
 
 
 def _release(response: requests.Response) -> None:
@@ -250,7 +295,7 @@ def _content_range(response: requests.Response, asked_start: int) -> tuple[int, 
 
 
 def _length(value: str | None) -> int | None:
-    return int(value) if value and value.isdigit() else None
+    return int(value) if value and _DIGITS.fullmatch(value) else None
 
 
 def _strong_etag(response: requests.Response) -> str | None:

@@ -14,7 +14,7 @@ import re
 import threading
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from nlocalmodels_downloader.errors import SpaceError
@@ -42,10 +42,12 @@ class Partial:
         self.size_bytes = size_bytes
         self._identity = {"version": _JOURNAL_VERSION, "key": key, "sizeBytes": size_bytes, "validator": validator}
         self._lock = threading.Lock()
-        with naming_space_errors(self._folder):
+        with naming_space_errors(self._folder), ExitStack() as opened:
             self._data = os.open(self.data_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            opened.callback(os.close, self._data)
             self._complete = self._recover()
             self._journal = os.open(self.journal_path, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
+            opened.pop_all()
         self.resumed_bytes = self.complete_bytes
 
     @property
@@ -77,12 +79,13 @@ class Partial:
             self._complete.add(block)
 
     def reset(self) -> None:
-        """Forgets every block, for bytes that turned out wrong."""
+        """Forgets every block, for bytes that turned out wrong, and gives their space back."""
         with self._lock, naming_space_errors(self._folder):
             self._complete.clear()
-            os.close(self._journal)
+            os.ftruncate(self._data, 0)
             self._write_header()
-            self._journal = os.open(self.journal_path, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
+            former, self._journal = self._journal, os.open(self.journal_path, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
+            os.close(former)
 
     def finish(self) -> None:
         """Makes the bytes durable. The file may then be renamed to its own name."""
@@ -91,8 +94,11 @@ class Partial:
             os.fsync(self._data)
 
     def close(self) -> None:
-        os.close(self._data)
-        os.close(self._journal)
+        # A thread that a stop has left behind must find no descriptor, least of all one that is another file's by then.
+        data, self._data = self._data, -1
+        journal, self._journal = self._journal, -1
+        os.close(data)
+        os.close(journal)
 
     def discard(self) -> None:
         """Removes what is left of it. After publication that is the journal alone."""
@@ -112,6 +118,8 @@ class Partial:
         if header == self._header():
             claims = {int(block): int(crc32, 16) for block, crc32 in _CLAIM.findall(body)}
         good = {block: crc32 for block, crc32 in claims.items() if self._block_crc32(block) == crc32}
+        if not good:
+            os.ftruncate(self._data, 0)
         self._write_header("".join(f"{block} {crc32:08x}\n" for block, crc32 in good.items()))
         return set(good)
 
@@ -143,12 +151,12 @@ _SPACE_ERRORS = {
 
 @contextmanager
 def naming_space_errors(folder: Path) -> Iterator[None]:
-    """Turns the errors of a full or read-only volume into one that says so."""
+    """Turns the errors of a full, read-only or failing volume into one that says so."""
     try:
         yield
     except OSError as error:
-        if error.errno not in _SPACE_ERRORS:
-            raise
-        raise SpaceError(
-            f"{folder}: the volume {_SPACE_ERRORS[error.errno]}; enlarge it or make it writable. What has arrived is kept."
-        ) from None
+        if error.errno in _SPACE_ERRORS:
+            problem = f"{_SPACE_ERRORS[error.errno]}; enlarge it or make it writable"
+        else:
+            problem = f"fails ({error.strerror or error}); look after it and run again"
+        raise SpaceError(f"{folder}: the volume {problem}. What has arrived is kept.") from None

@@ -19,12 +19,14 @@ class ModelProgress:
         self.size_bytes = size_bytes
         self._lock = threading.Lock()
         self._present_bytes = resumed_bytes
+        self._furthest_bytes = resumed_bytes
         self._received_bytes = 0
         self.num_retries = 0
 
     def received(self, num_bytes: int) -> None:
         with self._lock:
             self._present_bytes += num_bytes
+            self._furthest_bytes = max(self._furthest_bytes, self._present_bytes)
             self._received_bytes += num_bytes
 
     def restarted(self, present_bytes: int) -> None:
@@ -40,6 +42,11 @@ class ModelProgress:
     def present_bytes(self) -> int:
         with self._lock:
             return self._present_bytes
+
+    def furthest_bytes(self) -> int:
+        """Returns the most bytes that were ever there at once: bytes that come again are no progress."""
+        with self._lock:
+            return self._furthest_bytes
 
     def retrying(self, reason: str, wait_seconds: float) -> None:
         self.num_retries += 1

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import queue
 import random
+import threading
 from collections.abc import Callable
+from contextlib import suppress
 from threading import Event
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import tenacity
 
@@ -49,12 +52,11 @@ class RetryPolicy:
         seen_bytes = self._progress_bytes()
         num_failures = 0
 
-        def without_progress(_: tenacity.RetryCallState) -> bool:
+        def count_failure(_: tenacity.RetryCallState) -> None:
             nonlocal seen_bytes, num_failures
             now_bytes = self._progress_bytes()
             num_failures = 1 if now_bytes > seen_bytes else num_failures + 1
             seen_bytes = max(seen_bytes, now_bytes)
-            return num_failures >= self._num_attempts
 
         def wait(state: tenacity.RetryCallState) -> float:
             return wait_seconds(num_failures, _transient(state).retry_after_seconds, random.random())
@@ -74,13 +76,38 @@ class RetryPolicy:
 
         retrying = tenacity.Retrying(
             retry=tenacity.retry_if_exception_type(TransientError),
-            stop=without_progress,
+            after=count_failure,
+            stop=lambda _: num_failures >= self._num_attempts,
             wait=wait,
             before_sleep=before_sleep,
             sleep=sleep,
             retry_error_callback=give_up,
         )
         return retrying(attempt)
+
+
+def run_until(stop: Event, call: Callable[[], T]) -> T:
+    """Calls in a thread of its own, so that a stop need not wait for a server that is silent.
+
+    Raises:
+        StoppedError: the stop event was set before the call came back; its thread is left behind.
+    """
+    outcomes: queue.SimpleQueue[tuple[T | None, BaseException | None]] = queue.SimpleQueue()
+
+    def work() -> None:
+        try:
+            outcomes.put((call(), None))
+        except BaseException as error:
+            outcomes.put((None, error))
+
+    threading.Thread(target=work, name="call", daemon=True).start()
+    while not stop.is_set():
+        with suppress(queue.Empty):
+            result, error = outcomes.get(timeout=0.2)
+            if error is not None:
+                raise error
+            return cast(T, result)
+    raise StoppedError("stopped while a server did not answer; the next run goes on from here.")
 
 
 def wait_seconds(num_failures: int, retry_after_seconds: float | None, jitter: float) -> float:

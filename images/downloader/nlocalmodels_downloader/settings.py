@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from nlocalmodels_downloader.errors import ConfigError
+from nlocalmodels_downloader.sources import parse_source, redact
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,8 +35,8 @@ def read_settings(environ: Mapping[str, str]) -> Settings:
     """
     defaults = Settings()
     return Settings(
-        hub_endpoint=environ.get("HF_ENDPOINT", defaults.hub_endpoint).rstrip("/"),
-        hub_token=environ.get("HF_TOKEN") or None,
+        hub_endpoint=_endpoint(environ.get("HF_ENDPOINT") or defaults.hub_endpoint),
+        hub_token=_token(environ.get("HF_TOKEN", "")),
         # Stays the same when a container restarts in its pod, differs between pods.
         owner=environ.get("POD_UID") or environ.get("POD_NAME") or socket.gethostname(),
         num_connections=int(_number(environ, "DOWNLOAD_CONNECTIONS", defaults.num_connections, 1, 16)),
@@ -43,8 +44,26 @@ def read_settings(environ: Mapping[str, str]) -> Settings:
         connect_timeout_seconds=_number(environ, "DOWNLOAD_CONNECT_SECONDS", defaults.connect_timeout_seconds, 0.1, 600),
         stall_seconds=_number(environ, "DOWNLOAD_STALL_SECONDS", defaults.stall_seconds, 0.1, 3600),
         progress_seconds=_number(environ, "DOWNLOAD_PROGRESS_SECONDS", defaults.progress_seconds, 0.1, 3600),
-        termination_message_path=Path(environ.get("TERMINATION_MESSAGE_PATH", str(defaults.termination_message_path))),
+        termination_message_path=Path(environ.get("TERMINATION_MESSAGE_PATH") or defaults.termination_message_path),
     )
+
+
+def _endpoint(text: str) -> str:
+    try:
+        source = parse_source(text.rstrip("/"))
+    except ConfigError:
+        source = None
+    if source is None or source.is_hub:
+        raise ConfigError(f"HF_ENDPOINT={redact(text)} is not an http(s) address; set it so or leave it out.")
+    return source.text
+
+
+def _token(text: str) -> str | None:
+    """Returns the token without the line end that a mounted secret often has. Errors never show it."""
+    token = text.strip()
+    if not all("!" <= character <= "~" for character in token):
+        raise ConfigError("HF_TOKEN holds characters that no token has (its value is not shown); set it anew.")
+    return token or None
 
 
 def _number(environ: Mapping[str, str], name: str, default: float, low: float, high: float) -> float:

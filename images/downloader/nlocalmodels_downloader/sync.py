@@ -14,9 +14,9 @@ from nlocalmodels_downloader.errors import CorruptError, DownloaderError, Refuse
 from nlocalmodels_downloader.gguf import check_gguf
 from nlocalmodels_downloader.http_client import HttpClient, RemoteFile
 from nlocalmodels_downloader.manifest import ManifestEntry, write_manifest
-from nlocalmodels_downloader.partial import Partial
+from nlocalmodels_downloader.partial import Partial, naming_space_errors
 from nlocalmodels_downloader.progress import ModelProgress, human_bytes
-from nlocalmodels_downloader.retry import RetryPolicy
+from nlocalmodels_downloader.retry import RetryPolicy, run_until
 from nlocalmodels_downloader.settings import Settings
 from nlocalmodels_downloader.transfer import Transfer
 from nlocalmodels_downloader.volume import Verified, Volume, sha256_of
@@ -75,12 +75,17 @@ class Synchronizer:
             StoppedError: SIGTERM or SIGINT; what has arrived is kept.
         """
         self._check_root()
+        with naming_space_errors(self._volume.root):
+            return self._run()
+
+    def _run(self) -> list[Failure]:
         entries: list[ManifestEntry] = []
         failures: list[Failure] = []
         try:
             for model in self._config.models:
                 try:
-                    entries.append(self._bring(model))
+                    with naming_space_errors(self._volume.root):
+                        entries.append(self._bring(model))
                 except StoppedError:
                     raise
                 except DownloaderError as error:
@@ -101,35 +106,42 @@ class Synchronizer:
             raise SpaceError(f"modelPath {self._volume.root}: cannot be created ({error.strerror}); mount a volume.") from None
 
     def _bring(self, model: Model) -> ManifestEntry:
-        action = plan_model(self._volume, model)
-        path = self._volume.path(model.file)
-        if action is Action.VERIFY:
-            log.info("%s: %s is there, verifying its digest", model.id, model.file)
-            digest = sha256_of(path, self._stop)
-            if digest == model.sha256:
-                check_gguf(path, model.file)
-                self._volume.record_verified(model.file, Verified(digest, str(model.source)))
-                action = Action.KEEP
-            else:
-                log.warning("%s: %s on the volume is another file (sha256 %s); fetching", model.id, model.file, digest)
-                action = Action.FETCH
-        if action is Action.KEEP:
+        digest = self._digest_on_volume(model)
+        if digest is not None:
             log.info("%s: %s is present and verified, nothing to fetch", model.id, model.file)
         else:
-            self._fetch(model)
-        verified = self._volume.verified(model.file)
-        assert verified is not None
-        return ManifestEntry(model.id, model.file, verified.sha256, path.stat().st_size)
+            digest = self._fetch(model)
+        return ManifestEntry(model.id, model.file, digest, self._volume.path(model.file).stat().st_size)
 
-    def _fetch(self, model: Model) -> None:
+    def _digest_on_volume(self, model: Model) -> str | None:
+        """Returns the digest of a file that is there and as declared, None if it has to be fetched."""
+        action = plan_model(self._volume, model)
+        if action is Action.KEEP and (verified := self._volume.verified(model.file)) is not None:
+            return verified.sha256
+        if action is not Action.VERIFY:
+            return None
+        log.info("%s: %s is there, verifying its digest", model.id, model.file)
+        path = self._volume.path(model.file)
+        digest = sha256_of(path, self._stop)
+        if digest != model.sha256:
+            log.warning("%s: %s on the volume is another file (sha256 %s); fetching", model.id, model.file, digest)
+            return None
+        check_gguf(path, model.file)
+        self._volume.record_verified(model.file, Verified(digest, str(model.source)))
+        return digest
+
+    def _fetch(self, model: Model) -> str:
         remote, sha256 = self._resolve(model)
         assert remote.size_bytes is not None
         key = sha256 or hashlib.sha256(f"{model.source} {remote.size_bytes} {remote.etag}".encode()).hexdigest()
         partial = Partial(self._volume.workspace(), key, remote.size_bytes, None if sha256 else remote.etag)
         try:
+            if sha256 is None and remote.etag is None:
+                # Nothing tells whether what an earlier run left is of the same version.
+                partial.reset()
             self._check_space(model, partial)
             for attempt in (1, 2):
-                self._transfer(model, remote, partial)
+                self._transfer(model, remote, partial, digest_is_known=sha256 is not None)
                 log.info("%s: all bytes are there, verifying", model.id)
                 digest = sha256_of(partial.data_path, self._stop)
                 if sha256 in (None, digest):
@@ -147,12 +159,13 @@ class Synchronizer:
             partial.close()
         partial.discard()
         log.info("%s: %s is published, sha256 %s", model.id, model.file, digest)
+        return digest
 
     def _resolve(self, model: Model) -> tuple[RemoteFile, str | None]:
         """Returns where the bytes are and the digest they must have, None for unverified ones that were allowed."""
         url = model.source.url(self._settings.hub_endpoint)
         policy = RetryPolicy(self._settings.num_attempts, lambda: 0, self._stop, ModelProgress(model.id, 0, 0).retrying)
-        remote = policy.run(lambda: self._client.probe(url))
+        remote = policy.run(lambda: run_until(self._stop, lambda: self._client.probe(url)))
         size_bytes = model.size_bytes or remote.size_bytes
         if size_bytes is None:
             raise RefusedError(f"{model.source} does not state its size; declare sizeBytes.")
@@ -168,7 +181,8 @@ class Synchronizer:
             return remote, remote.linked_sha256
         if self._config.allow_unverified:
             log.warning("%s: no digest is known for %s; it is taken UNVERIFIED, as allowed", model.id, model.source)
-            return remote, None
+            # Without a validator either, one stream is all that is sure to be of one version.
+            return replace(remote, ranges=remote.ranges and remote.etag is not None), None
         if model.source.is_hub and remote.commit:
             raise RefusedError(
                 f"{model.source}: revision '{model.source.revision}' can move; "
@@ -176,7 +190,7 @@ class Synchronizer:
             )
         raise RefusedError(f"{model.source}: no digest to verify it by; declare sha256, or set allowUnverified: true.")
 
-    def _transfer(self, model: Model, remote: RemoteFile, partial: Partial) -> None:
+    def _transfer(self, model: Model, remote: RemoteFile, partial: Partial, digest_is_known: bool) -> None:
         resumed_bytes = partial.complete_bytes
         progress = ModelProgress(model.id, partial.size_bytes, resumed_bytes)
         if resumed_bytes:
@@ -193,6 +207,7 @@ class Synchronizer:
                 self._stop,
                 self._settings.num_connections,
                 self._settings.num_attempts,
+                digest_is_known,
             ).run()
         seconds = max(time.monotonic() - started, 1e-3)
         log.info(

@@ -19,12 +19,13 @@ from nlocalmodels_downloader.gguf import looks_like_gguf
 from nlocalmodels_downloader.http_client import HttpClient, RemoteFile
 from nlocalmodels_downloader.partial import Partial
 from nlocalmodels_downloader.progress import ModelProgress
-from nlocalmodels_downloader.retry import RetryPolicy
+from nlocalmodels_downloader.retry import RetryPolicy, run_until
 from nlocalmodels_downloader.segments import BLOCK_BYTES, Segment, plan_segments, segment_bytes
 
 log = logging.getLogger(__name__)
 
-_MAX_REMOTE_CHANGES = 3
+# Times 0.2 s: how long a stop waits for connections that have not had an answer yet.
+_NUM_WAITS_AFTER_STOP = 5
 
 
 @dataclass(slots=True)
@@ -48,6 +49,7 @@ class Transfer:
         stop: threading.Event,
         num_connections: int,
         num_attempts: int,
+        digest_is_known: bool = True,
     ) -> None:
         self._client = client
         self._remote = remote
@@ -56,7 +58,10 @@ class Transfer:
         self._stop = stop
         self._abort = threading.Event()
         self._num_connections = num_connections
-        self._policy = RetryPolicy(num_attempts, progress.total_bytes, stop, progress.retrying)
+        self._digest_is_known = digest_is_known
+        self._probe_policy = RetryPolicy(num_attempts, progress.furthest_bytes, stop, progress.retrying)
+        # Waits on the abort, so that one connection's final failure ends the others' waits, too.
+        self._policy = RetryPolicy(num_attempts, progress.furthest_bytes, self._abort, progress.retrying)
         self._remote_lock = threading.Lock()
 
     def run(self) -> None:
@@ -65,34 +70,33 @@ class Transfer:
         Raises:
             DownloaderError: what stopped it; all complete blocks are kept.
         """
-        for _ in range(_MAX_REMOTE_CHANGES):
+        while self._partial.missing_blocks():
             try:
                 self._fetch_missing()
-                return
             except RangeError as error:
                 self._look_again(error)
-        self._remote = replace(self._remote, ranges=False)
-        self._fetch_missing()
 
     def _look_again(self, error: RangeError) -> None:
-        """Finds out why a range was not answered as one, and adapts."""
+        """Finds out why a range was not answered as one, and asks for less: no If-Range, then no ranges."""
         before = self._remote
-        now = self._policy.run(lambda: self._client.probe(before.origin_url))
+        now = self._probe_policy.run(lambda: run_until(self._stop, lambda: self._client.probe(before.origin_url)))
         if now.size_bytes not in (None, before.size_bytes):
             raise CorruptError(
                 f"{error} The source now holds {now.size_bytes} bytes instead of {before.size_bytes}: "
                 "it was replaced meanwhile; correct the declaration."
             )
-        if now.ranges and before.etag is not None and now.etag == before.etag:
-            log.warning("%s The file is unchanged, so ranges are asked for without If-Range.", error)
-            now = replace(now, etag=None)
-        elif now.ranges and now.etag == before.etag:
+        if now.etag != before.etag and not self._digest_is_known:
+            raise CorruptError(
+                f"{error} The source's file was replaced meanwhile, and no digest tells old bytes from new; "
+                "run again, or declare sha256."
+            )
+        if now.ranges and before.if_range and before.etag is not None:
+            # With a digest to judge the bytes by, it does not matter what became of the ETag.
+            log.warning("%s Ranges are asked for without If-Range.", error)
+            now = replace(now, if_range=False)
+        else:
             log.warning("%s The whole file is fetched in one stream.", error)
             now = replace(now, ranges=False)
-        elif now.ranges:
-            log.warning("%s The source's file has another ETag now; the digest will judge the bytes.", error)
-        else:
-            log.warning("%s The source has no byte ranges; the whole file is fetched in one stream.", error)
         self._remote = replace(now, size_bytes=before.size_bytes)
 
     def _fetch_missing(self) -> None:
@@ -104,6 +108,7 @@ class Transfer:
             segments = deque([Segment(0, self._partial.size_bytes)])
         outcomes: queue.SimpleQueue[BaseException | None] = queue.SimpleQueue()
         self._abort.clear()
+        self._progress.restarted(self._partial.complete_bytes)
         threads = [
             threading.Thread(target=self._work, args=(segments, outcomes), name=f"connection-{number}", daemon=True)
             for number in range(min(self._num_connections, len(segments)))
@@ -112,20 +117,24 @@ class Transfer:
             thread.start()
         first_error: BaseException | None = None
         num_running = len(threads)
+        num_waits_left = _NUM_WAITS_AFTER_STOP
         while num_running:
             try:
                 outcome = outcomes.get(timeout=0.2)
             except queue.Empty:
                 if self._stop.is_set():
+                    self._abort.set()
                     self._client.abort()
+                    num_waits_left -= 1
+                if num_waits_left == 0:
+                    # The rest wait for a connection or a first byte; they will find a closed partial.
+                    break
                 continue
             num_running -= 1
             if outcome is not None and first_error is None:
                 first_error = outcome
                 self._abort.set()
                 self._client.abort()
-        for thread in threads:
-            thread.join()
         if self._stop.is_set():
             raise StoppedError("stopped; the next run goes on from here.")
         if first_error is not None:
@@ -147,12 +156,17 @@ class Transfer:
 
     def _stream_into(self, cursor: _Cursor) -> None:
         remote = self._remote
+        if self._abort.is_set():
+            raise StoppedError("stopped; the next run goes on from here.")
         if not remote.ranges:
             # Nothing in between can be asked for, so each attempt starts over.
             cursor.position, cursor.block_crc32 = 0, 0
             self._progress.restarted(0)
+            if not self._digest_is_known:
+                self._partial.reset()
+        check_etag = not self._digest_is_known
         try:
-            with self._client.stream(remote, cursor.position, cursor.segment.end) as chunks:
+            with self._client.stream(remote, cursor.position, cursor.segment.end, check_etag) as chunks:
                 for chunk in chunks:
                     if self._stop.is_set() or self._abort.is_set():
                         raise StoppedError("stopped; the next run goes on from here.")

@@ -16,6 +16,8 @@ import json
 import os
 import re
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Event
@@ -57,17 +59,10 @@ class Volume:
         with naming_space_errors(self.root):
             for number in range(_MAX_WORKSPACES):
                 folder = self._first_workspace().with_name(f"{self._owner}.{number}")
-                folder.mkdir(parents=True, exist_ok=True)
-                lock = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-                try:
-                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                except OSError as error:
-                    if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
-                        os.close(lock)
-                        continue
-                    # A filesystem without locks: the owner's name alone keeps processes apart.
-                self._workspace_lock, self._workspace = lock, folder
-                return folder
+                lock = _take_workspace(folder)
+                if lock is not None:
+                    self._workspace_lock, self._workspace = lock, folder
+                    return folder
         raise SpaceError(f"{self.state}: {_MAX_WORKSPACES} downloads of '{self._owner}' run already; end some of them.")
 
     def _first_workspace(self) -> Path:
@@ -79,7 +74,9 @@ class Volume:
             return
         if os.listdir(self._workspace) == ["lock"]:
             (self._workspace / "lock").unlink()
-            self._workspace.rmdir()
+            # Another process may have begun to take it over in this moment.
+            with suppress(OSError):
+                self._workspace.rmdir()
         os.close(self._workspace_lock)
         self._workspace = self._workspace_lock = None
 
@@ -116,15 +113,43 @@ class Volume:
         A file of another hand that has the name is kept under `replaced/`; one that the downloader put there is replaced.
         """
         target = self.path(file)
-        with naming_space_errors(self.root):
-            if target.exists() and not self._record_path(file).exists():
-                kept = self.state / "replaced" / f"{time.strftime('%Y%m%dT%H%M%S')}-{file}"
-                kept.parent.mkdir(parents=True, exist_ok=True)
-                os.link(target, kept)
+        with naming_space_errors(self.root), self._publishing():
+            if os.path.lexists(target) and not self._is_own(file):
+                self._keep_replaced(file)
             os.chmod(data_path, 0o644)
             os.replace(data_path, target)
             sync_folder(self.root)
             self.record_verified(file, verified)
+
+    def _is_own(self, file: str) -> bool:
+        """Whether a finished file is one that was recorded; its ctime also changes when a kubelet sets its group."""
+        try:
+            record = json.loads(self._record_path(file).read_bytes())
+            return bool(record["fingerprint"][:3] == _fingerprint(self.path(file).stat())[:3])
+        except (OSError, ValueError, KeyError, TypeError):
+            return False
+
+    def _keep_replaced(self, file: str) -> None:
+        target = self.path(file)
+        kept = self.state / "replaced" / f"{time.strftime('%Y%m%dT%H%M%S')}-{file}"
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            os.link(target, kept)
+        except OSError:
+            # A folder, or a filesystem without hard links: the name is nobody's for a moment.
+            os.rename(target, kept)
+
+    @contextmanager
+    def _publishing(self) -> Iterator[None]:
+        """Keeps other processes from taking a file published, but not recorded yet, for one of another hand."""
+        self.state.mkdir(parents=True, exist_ok=True)
+        lock = os.open(self.state / "publish.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        try:
+            with suppress(OSError):  # a filesystem without locks
+                fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(lock)
 
     def free_bytes(self) -> int:
         status = os.statvfs(self.root)
@@ -132,6 +157,27 @@ class Volume:
 
     def _record_path(self, file: str) -> Path:
         return self.state / "verified" / f"{file}.json"
+
+
+def _take_workspace(folder: Path) -> int | None:
+    """Returns the descriptor of the folder's lock, None if a live process has it."""
+    while True:
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            lock = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        except FileNotFoundError:
+            continue  # its last holder has removed the folder since
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
+                os.close(lock)
+                return None
+            # A filesystem without locks: the owner's name alone keeps processes apart.
+        with suppress(FileNotFoundError):
+            if (folder / "lock").stat().st_ino == os.fstat(lock).st_ino:
+                return lock
+        os.close(lock)  # a lock that its last holder has removed since
 
 
 def sha256_of(path: Path, stop: Event) -> str:

@@ -1,0 +1,106 @@
+"""Renders a conversation into a prompt, by the model's own template or a stated fallback.
+
+A template comes out of the model's file, so it is foreign code: it runs in jinja2's immutable sandbox with a limit of time
+and output. Conventions are those of Hugging Face chat templates, which GGUF files carry.
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+import signal
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, NoReturn
+
+import jinja2
+import jinja2.ext
+import jinja2.sandbox
+
+MAX_RENDER_SECONDS = 5.0
+MAX_PROMPT_CHARACTERS = 8 * 1024 * 1024
+
+# For models without a template, which are base models as a rule: a transcript, the form that text on the web has.
+FALLBACK_TEMPLATE = (
+    "{% for message in messages %}"
+    "{% if message.role == 'system' %}{{ message.content }}\n\n"
+    "{% elif message.role == 'assistant' %}Assistant: {{ message.content }}\n"
+    "{% else %}User: {{ message.content }}\n{% endif %}"
+    "{% endfor %}Assistant:"
+)
+FALLBACK_STOPS = ("\nUser:",)
+
+
+class TemplateError(Exception):
+    """The conversation cannot be rendered; the text says why."""
+
+
+class ChatTemplate:
+    """A compiled template. `is_fallback` says that the model has none of its own."""
+
+    def __init__(self, source: str | None, bos_token: str, eos_token: str) -> None:
+        """Compiles it.
+
+        Raises:
+            TemplateError: the model's template is not valid Jinja.
+        """
+        environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
+            trim_blocks=True, lstrip_blocks=True, extensions=[jinja2.ext.loopcontrols]
+        )
+        environment.filters["tojson"] = _to_json
+        environment.globals["raise_exception"] = _raise_exception
+        environment.globals["strftime_now"] = _strftime_now
+        self.is_fallback = source is None
+        self.stops = FALLBACK_STOPS if source is None else ()
+        self._tokens = {"bos_token": bos_token, "eos_token": eos_token}
+        try:
+            self._template = environment.from_string(FALLBACK_TEMPLATE if source is None else source)
+        except jinja2.TemplateError as error:
+            raise TemplateError(f"the model's chat template is not valid: {error}") from None
+
+    def render(self, messages: Sequence[Mapping[str, Any]]) -> str:
+        """Returns the prompt. Must be called in the main thread, whose timer bounds it.
+
+        Raises:
+            TemplateError: the template refuses the conversation, or takes too long or too much.
+        """
+        parts: list[str] = []
+        num_characters = 0
+        try:
+            with _time_limit(MAX_RENDER_SECONDS):
+                for part in self._template.generate(messages=messages, add_generation_prompt=True, tools=None, **self._tokens):
+                    parts.append(part)
+                    num_characters += len(part)
+                    if num_characters > MAX_PROMPT_CHARACTERS:
+                        raise TemplateError(f"the chat template writes more than {MAX_PROMPT_CHARACTERS} characters")
+        except jinja2.TemplateError as error:
+            raise TemplateError(f"the model's chat template refuses these messages: {error}") from None
+        except (TypeError, ValueError, ArithmeticError, LookupError, AttributeError, RecursionError, MemoryError) as error:
+            raise TemplateError(f"the model's chat template fails on these messages: {error}") from None
+        return "".join(parts)
+
+
+@contextmanager
+def _time_limit(seconds: float) -> Iterator[None]:
+    def expire(*_: object) -> NoReturn:
+        raise TemplateError(f"the model's chat template takes longer than {seconds:g} s")
+
+    before = signal.signal(signal.SIGALRM, expire)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def _to_json(value: Any, indent: int | None = None, **_: Any) -> str:
+    return json.dumps(value, ensure_ascii=False, indent=indent)
+
+
+def _raise_exception(message: str) -> NoReturn:
+    raise jinja2.TemplateError(message)
+
+
+def _strftime_now(form: str) -> str:
+    return datetime.datetime.now().strftime(form)

@@ -1,0 +1,296 @@
+"""The only module that imports llama_cpp: a model, its vocabulary and one context, over the low-level API."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from collections.abc import Sequence as Tokens
+from dataclasses import dataclass
+from pathlib import Path
+
+import llama_cpp
+import llama_cpp.llama_cpp as lib
+
+from nlocalmodels_server.engine.sampling import SamplingParams
+from nlocalmodels_server.engine.scheduler import Work
+
+_PENALTY_WINDOW_TOKENS = 64
+_ERROR_LEVEL = 4
+_CONTINUED_LEVEL = 5
+
+
+class LoadError(Exception):
+    """A file that llama.cpp does not load, with its own reason."""
+
+
+class DecodeError(Exception):
+    """llama_decode failed for another reason than a full cache."""
+
+
+class LogCapture:
+    """Keeps llama.cpp's error lines: its functions return NULL and say why only in the log."""
+
+    def __init__(self) -> None:
+        self._last_level = 0
+        self.errors: list[str] = []
+        # Kept alive here for as long as llama.cpp may call it.
+        self._callback = lib.llama_log_callback(self._receive)
+        lib.llama_log_set(self._callback, ctypes.c_void_p(0))
+
+    def _receive(self, level: int, text: bytes, _: object) -> None:
+        level = self._last_level if level == _CONTINUED_LEVEL else level
+        self._last_level = level
+        if level == _ERROR_LEVEL:
+            self.errors = [*self.errors[-9:], text.decode("utf-8", "replace").strip()]
+
+    def reason(self, default: str) -> str:
+        """Returns the first captured error without the name of the function that logged it."""
+        if not self.errors:
+            return default
+        return self.errors[0].split(": ", 1)[-1].removeprefix("error loading model: ")
+
+
+def start_backend() -> LogCapture:
+    """Loads the fastest CPU backend that this machine can run. Comes before any other call of this module.
+
+    It must go through the very libggml that libllama is linked to, since each copy has a registry of its own.
+    """
+    capture = LogCapture()
+    folder = os.path.join(os.path.dirname(os.path.abspath(llama_cpp.__file__)), "lib")
+    ggml = ctypes.CDLL(os.path.join(folder, "libggml.so"))
+    ggml.ggml_backend_load_all_from_path.argtypes = [ctypes.c_char_p]
+    ggml.ggml_backend_load_all_from_path.restype = None
+    ggml.ggml_backend_load_all_from_path(folder.encode())
+    lib.llama_backend_init()
+    return capture
+
+
+def system_info() -> str:
+    """Returns llama.cpp's line about the CPU features in use."""
+    return str(lib.llama_print_system_info().decode())
+
+
+class Model:
+    """A loaded GGUF file and its vocabulary. Tokenizing is thread-safe."""
+
+    def __init__(self, path: Path, capture: LogCapture) -> None:
+        """Loads the weights.
+
+        Raises:
+            LoadError: with llama.cpp's reason.
+        """
+        params = lib.llama_model_default_params()
+        params.n_gpu_layers = 0
+        self._handle = lib.llama_model_load_from_file(str(path).encode(), params)
+        if not self._handle:
+            raise LoadError(capture.reason("llama.cpp gave no reason"))
+        self._vocab = lib.llama_model_get_vocab(self._handle)
+        self.num_vocab = lib.llama_vocab_n_tokens(self._vocab)
+        self.trained_context_tokens = lib.llama_model_n_ctx_train(self._handle)
+        self.size_bytes = lib.llama_model_size(self._handle)
+        self._pieces: dict[int, bytes] = {}
+        self._is_end: dict[int, bool] = {}
+
+    def description(self) -> str:
+        buffer = ctypes.create_string_buffer(256)
+        lib.llama_model_desc(self._handle, buffer, 256)
+        return buffer.value.decode("utf-8", "replace")
+
+    def chat_template(self) -> str | None:
+        """Returns the model's own Jinja chat template, None if it has none."""
+        template = lib.llama_model_chat_template(self._handle, None)
+        return template.decode("utf-8", "replace") if template else None
+
+    def can_generate(self) -> bool:
+        return bool(lib.llama_model_has_decoder(self._handle)) and not lib.llama_model_has_encoder(self._handle)
+
+    def kv_bytes_per_token(self) -> int:
+        """Returns the F16 cache bytes of one token, as if no layer had a sliding window: an upper bound."""
+        num_heads = max(1, lib.llama_model_n_head(self._handle))
+        head_dim = lib.llama_model_n_embd(self._handle) // num_heads
+        layers = lib.llama_model_n_layer(self._handle)
+        architecture = self.metadata("general.architecture") or ""
+        key_length = self.metadata(f"{architecture}.attention.key_length")
+        head_dim = int(key_length) if key_length and key_length.isdigit() else head_dim
+        return int(2 * layers * lib.llama_model_n_head_kv(self._handle) * head_dim * 2)
+
+    def metadata(self, key: str) -> str | None:
+        buffer = ctypes.create_string_buffer(4096)
+        length = lib.llama_model_meta_val_str(self._handle, key.encode(), buffer, 4096)
+        return buffer.value.decode("utf-8", "replace") if length >= 0 else None
+
+    def token_text(self, which: str) -> str:
+        """Returns the text of the `bos` or `eos` token, empty if the vocabulary has none."""
+        token = lib.llama_vocab_bos(self._vocab) if which == "bos" else lib.llama_vocab_eos(self._vocab)
+        if token < 0:
+            return ""
+        text = lib.llama_vocab_get_text(self._vocab, token)
+        return text.decode("utf-8", "replace") if text else ""
+
+    def tokenize(self, text: str, add_special: bool, parse_special: bool = True) -> list[int]:
+        """Returns the tokens; `add_special` puts the begin token in front if the model wants one."""
+        data = text.encode("utf-8", "replace")
+        capacity = len(data) + 8
+        tokens = (lib.llama_token * capacity)()
+        count = lib.llama_tokenize(self._vocab, data, len(data), tokens, capacity, add_special, parse_special)
+        if count < 0:
+            capacity = -count
+            tokens = (lib.llama_token * capacity)()
+            count = lib.llama_tokenize(self._vocab, data, len(data), tokens, capacity, add_special, parse_special)
+        return list(tokens[:count])
+
+    def piece(self, token: int) -> bytes:
+        """Returns a token's bytes, nothing for control tokens."""
+        piece = self._pieces.get(token)
+        if piece is None:
+            buffer = ctypes.create_string_buffer(64)
+            length = lib.llama_token_to_piece(self._vocab, token, buffer, 64, 0, False)
+            if length < 0:
+                buffer = ctypes.create_string_buffer(-length)
+                length = lib.llama_token_to_piece(self._vocab, token, buffer, -length, 0, False)
+            piece = self._pieces[token] = buffer.raw[:length]
+        return piece
+
+    def is_end(self, token: int) -> bool:
+        """Whether a token ends generation."""
+        end = self._is_end.get(token)
+        if end is None:
+            end = self._is_end[token] = bool(lib.llama_vocab_is_eog(self._vocab, token))
+        return end
+
+    def sampler(self, params: SamplingParams) -> Sampler:
+        return Sampler(self.num_vocab, params)
+
+    def new_context(self, params: ContextParams, capture: LogCapture) -> Context:
+        """Raises LoadError when the memory for it is not there."""
+        capture.errors.clear()
+        return Context(self._handle, params, capture)
+
+
+@dataclass(frozen=True, slots=True)
+class ContextParams:
+    num_cells: int
+    num_slots: int
+    num_batch_tokens: int
+    num_threads: int
+
+
+class Context:
+    """The key-value cache of all sequences, and one reused batch. Belongs to one thread."""
+
+    def __init__(self, model: int, params: ContextParams, capture: LogCapture) -> None:
+        native = lib.llama_context_default_params()
+        native.n_ctx = params.num_cells
+        native.n_batch = native.n_ubatch = params.num_batch_tokens
+        native.n_seq_max = params.num_slots
+        # One row of logits per sequence; the default would keep num_batch_tokens rows of the whole vocabulary.
+        native.n_outputs_max = params.num_slots
+        # More than one token in a step counts as a batch, so both figures matter to decoding.
+        native.n_threads = native.n_threads_batch = params.num_threads
+        # One pool of cells for all: sequences of any length share it, and copying a prefix only edits metadata.
+        native.kv_unified = True
+        native.no_perf = True
+        self._handle = lib.llama_init_from_model(model, native)
+        if not self._handle:
+            raise LoadError(capture.reason("no context could be made; give the pod more memory or set CONTEXT_TOKENS lower"))
+        self._memory = lib.llama_get_memory(self._handle)
+        self.num_cells = lib.llama_n_ctx(self._handle)
+        self._capacity = params.num_batch_tokens
+        self._batch = lib.llama_batch_init(params.num_batch_tokens, 0, 1)
+        for row in range(params.num_batch_tokens):
+            self._batch.n_seq_id[row] = 1
+
+    def warm_up(self) -> None:
+        """Computes one token and forgets it: weights are paged in, and a file that cannot compute fails here.
+
+        Raises:
+            LoadError: it does not compute.
+        """
+        batch = self._batch
+        batch.token[0], batch.pos[0], batch.logits[0], batch.n_tokens = 0, 0, 1, 1
+        batch.seq_id[0][0] = 0
+        if lib.llama_decode(self._handle, batch) != 0:
+            raise LoadError("a first decode fails")
+        self.free(0)
+
+    def decode(self, works: Tokens[Work]) -> list[int] | None:
+        """Computes one step.
+
+        Returns:
+            For each work that yields a token, in order, the batch row that holds its logits; None when the cache is full, with
+            nothing computed.
+
+        Raises:
+            DecodeError: the step failed; the sequences in it are lost.
+        """
+        batch, row, rows = self._batch, 0, []
+        for work in works:
+            sequence = work.sequence
+            first = sequence.num_computed
+            for position in range(first, first + work.num_tokens):
+                batch.token[row] = sequence.tokens[position]
+                batch.pos[row] = position
+                batch.seq_id[row][0] = sequence.slot
+                batch.logits[row] = 0
+                row += 1
+            if work.yields_token:
+                batch.logits[row - 1] = 1
+                rows.append(row - 1)
+        batch.n_tokens = row
+        code = lib.llama_decode(self._handle, batch)
+        if code == 1:
+            return None
+        if code != 0:
+            raise DecodeError(f"llama_decode answered {code}")
+        return rows
+
+    def sample(self, sampler: Sampler, row: int) -> int:
+        """Chooses the next token from a row of the last step."""
+        return int(lib.llama_sampler_sample(sampler.handle, self._handle, row))
+
+    def free(self, slot: int) -> None:
+        """Frees the cells of a slot. Removing a whole sequence never fails (llama.h)."""
+        lib.llama_memory_seq_rm(self._memory, slot, -1, -1)
+
+
+class Sampler:
+    """A chain in C. Cheap filters come first, so that nothing sorts the whole vocabulary."""
+
+    def __init__(self, num_vocab: int, params: SamplingParams) -> None:
+        chain_params = lib.llama_sampler_chain_default_params()
+        chain_params.no_perf = True
+        self.handle = lib.llama_sampler_chain_init(chain_params)
+        parts = []
+        if params.logit_bias:
+            biases = (lib.llama_logit_bias * len(params.logit_bias))()
+            for index, (token, bias) in enumerate(params.logit_bias):
+                biases[index].token, biases[index].bias = token, bias
+            parts.append(lib.llama_sampler_init_logit_bias(num_vocab, len(params.logit_bias), biases))
+        if params.has_penalties:
+            parts.append(
+                lib.llama_sampler_init_penalties(
+                    num_vocab,
+                    _PENALTY_WINDOW_TOKENS,
+                    params.repeat_penalty,
+                    params.frequency_penalty,
+                    params.presence_penalty,
+                )
+            )
+        if params.is_greedy:
+            parts.append(lib.llama_sampler_init_greedy())
+        else:
+            if params.top_k > 0:
+                parts.append(lib.llama_sampler_init_top_k(params.top_k))
+            if params.top_p < 1.0:
+                parts.append(lib.llama_sampler_init_top_p(params.top_p, 1))
+            if params.min_p > 0.0:
+                parts.append(lib.llama_sampler_init_min_p(params.min_p, 1))
+            parts.append(lib.llama_sampler_init_temp(params.temperature))
+            seed = int.from_bytes(os.urandom(4), "little") if params.seed is None else params.seed & 0xFFFFFFFF
+            # The highest value means "draw one" to llama.cpp.
+            parts.append(lib.llama_sampler_init_dist(min(seed, 0xFFFFFFFE)))
+        for part in parts:
+            lib.llama_sampler_chain_add(self.handle, part)
+
+    def close(self) -> None:
+        lib.llama_sampler_free(self.handle)

@@ -1,0 +1,71 @@
+"""From file names to the names that clients use. Pure."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+# Quantization suffixes as they stand in file names: Q4_K_M, q8_0, IQ2_XXS, TQ1_0, F16, BF16, MXFP4, UD-Q4_K_XL.
+_QUANTIZATION = re.compile(
+    r"[.\-_](?:UD-)?(?:I?Q\d+(?:_[A-Z0-9]+)*|TQ\d_\d|MXFP4(?:_MOE)?|NVFP4|BF16|FP?16|FP?32)$", re.IGNORECASE
+)
+_SHARD = re.compile(r"-(\d{5})-of-(\d{5})$")
+
+
+@dataclass(frozen=True, slots=True)
+class NamedModel:
+    id: str
+    file: str
+    aliases: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Shard:
+    """A file that is one part of a split model: number `index` of `count`, from 1."""
+
+    prefix: str
+    index: int
+    count: int
+
+
+def stem(file: str) -> str:
+    """Returns the file's name without folder and .gguf."""
+    return re.sub(r"\.gguf$", "", file.rsplit("/", 1)[-1], flags=re.IGNORECASE)
+
+
+def parse_shard(file: str) -> Shard | None:
+    name = stem(file)
+    match = _SHARD.search(name)
+    return Shard(name[: match.start()], int(match[1]), int(match[2])) if match else None
+
+
+def short_id(file: str) -> str:
+    """Returns the name without shard number and quantization: `llama-2-7b-chat.Q4_K_M.gguf` is `llama-2-7b-chat`."""
+    name = _SHARD.sub("", stem(file))
+    return _QUANTIZATION.sub("", name) or name
+
+
+def name_models(files: Iterable[str], declared: Mapping[str, str]) -> tuple[list[NamedModel], list[str]]:
+    """Names every file, and returns warnings about names that had to change.
+
+    A declared id (file to id, from the set manifest) holds. Otherwise the short id, unless several files would have it: then
+    each keeps its quantization, and the short id is an alias of the first by file name.
+    """
+    warnings = []
+    by_short_id: dict[str, list[str]] = {}
+    named = [NamedModel(declared[file], file) for file in sorted(files) if file in declared]
+    taken = {model.id for model in named}
+    for file in sorted(file for file in files if file not in declared):
+        by_short_id.setdefault(short_id(file), []).append(file)
+    for short, group in by_short_id.items():
+        if len(group) == 1 and short not in taken:
+            named.append(NamedModel(short, group[0]))
+            continue
+        alias = () if short in taken else (short,)
+        meaning = f"'{short}' means {group[0]}" if alias else f"'{short}' is the id of another file"
+        warnings.append(f"{', '.join(group)} would all be '{short}': each keeps its whole name as its id, and {meaning}")
+        for file in group:
+            named.append(NamedModel(_SHARD.sub("", stem(file)), file, alias))
+            alias = ()
+    return sorted(named, key=lambda model: model.file), warnings

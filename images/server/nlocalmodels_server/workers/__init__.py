@@ -1,0 +1,1 @@
+"""The process of a model, seen from both sides."""

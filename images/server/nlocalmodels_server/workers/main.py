@@ -1,0 +1,189 @@
+"""The process of one model: `python -m nlocalmodels_server.workers.main FD`.
+
+The main thread takes requests in: it renders and tokenizes, both killable and none of the engine's business. A second
+thread is the engine's. The end of the socket means that the parent is gone, and ends the process whatever it is doing.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import socket
+import sys
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from nlocalmodels_server.engine import llama
+from nlocalmodels_server.engine.chat_template import ChatTemplate, TemplateError
+from nlocalmodels_server.engine.loop import Engine, Event
+from nlocalmodels_server.engine.scheduler import Limits, Scheduler
+from nlocalmodels_server.engine.sequence import Sequence as EngineSequence
+from nlocalmodels_server.engine.sizing import choose_sizes
+from nlocalmodels_server.engine.text import TextStream
+from nlocalmodels_server.logs import log_to_stderr
+from nlocalmodels_server.workers.protocol import Frame, GenerationRequest, LoadOptions, encode_frame, receive_frame
+
+log = logging.getLogger(__name__)
+
+_NUM_BATCH_TOKENS = 512
+# About 0.15 s of prompt on a small CPU, which is what a running stream then waits for its next token.
+_NUM_PREFILL_TOKENS = 64
+
+
+class RefusedRequestError(Exception):
+    """A request that this model cannot serve; `code` is OpenAI's."""
+
+    def __init__(self, message: str, code: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+class Intake:
+    """Turns requests into sequences."""
+
+    def __init__(self, model: llama.Model, template: ChatTemplate, context_tokens: int) -> None:
+        self._model = model
+        self._template = template
+        self._context_tokens = context_tokens
+
+    def sequence(self, request_id: int, request: GenerationRequest) -> EngineSequence:
+        """Renders and tokenizes.
+
+        Raises:
+            RefusedRequestError: no tokens, too many, or a template that refuses.
+        """
+        stops: Sequence[str] = request.stops
+        if request.prompt_tokens is not None:
+            tokens = request.prompt_tokens
+            highest = max(tokens, default=0)
+            if highest >= self._model.num_vocab:
+                raise RefusedRequestError(
+                    f"prompt: token {highest} is outside of this model's vocabulary of {self._model.num_vocab}.",
+                    "invalid_prompt",
+                )
+        elif request.messages is not None:
+            try:
+                text = self._template.render(request.messages)
+            except TemplateError as error:
+                raise RefusedRequestError(f"messages: {error}.", "invalid_messages") from None
+            bos = self._model.token_text("bos")
+            # Most templates write the begin token themselves; two of them would confuse the model.
+            tokens = self._model.tokenize(text, add_special=not (bos and text.startswith(bos)))
+            stops = [*stops, *self._template.stops]
+        else:
+            tokens = self._model.tokenize(request.prompt or "", add_special=True)
+        if not tokens:
+            raise RefusedRequestError("prompt: is empty, and this model has no begin token to start from.", "invalid_prompt")
+        room = self._context_tokens - len(tokens)
+        if room < 1:
+            raise RefusedRequestError(
+                f"This model's context is {self._context_tokens} tokens, but the request has {len(tokens)} in its prompt; "
+                "shorten it, or raise CONTEXT_TOKENS on the server.",
+                "context_length_exceeded",
+            )
+        wanted = room if request.max_new_tokens is None else min(room, request.max_new_tokens)
+        return EngineSequence(request_id, list(tokens), wanted, request.sampling, TextStream(stops))
+
+
+class Worker:
+    def __init__(self, connection: socket.socket) -> None:
+        self._connection = connection
+        self._send_lock = threading.Lock()
+
+    def run(self) -> None:
+        """Loads the model, then serves until the socket ends."""
+        frame = receive_frame(self._connection)
+        if frame is None:
+            return
+        path, options = Path(frame["path"]), LoadOptions(**frame["options"])
+        capture = llama.start_backend()
+        try:
+            model = llama.Model(path, capture)
+            if not model.can_generate():
+                raise llama.LoadError("it is an encoder or embedding model, which cannot generate text")
+            template = ChatTemplate(model.chat_template(), model.token_text("bos"), model.token_text("eos"))
+            sizes = choose_sizes(
+                model.trained_context_tokens, model.kv_bytes_per_token(), options.num_slots, options.context_tokens
+            )
+            context = model.new_context(
+                llama.ContextParams(sizes.num_cells, options.num_slots, _NUM_BATCH_TOKENS, options.num_threads), capture
+            )
+            context.warm_up()
+        except (llama.LoadError, TemplateError) as error:
+            self._send({"op": "failed", "reason": str(error)})
+            return
+        limits = Limits(options.num_slots, context.num_cells, _NUM_BATCH_TOKENS, _NUM_PREFILL_TOKENS)
+        engine = Engine(model, context, Scheduler(limits), self._send_events)
+        threading.Thread(target=self._run_engine, args=(engine,), name="engine", daemon=True).start()
+        info = {
+            "description": model.description(),
+            "sizeBytes": model.size_bytes,
+            "contextTokens": sizes.context_tokens,
+            "numCells": context.num_cells,
+            "numSlots": options.num_slots,
+            "numThreads": options.num_threads,
+            "chatTemplate": "fallback" if template.is_fallback else "model",
+        }
+        self._send({"op": "ready", "info": info})
+        self._take_requests(engine, Intake(model, template, sizes.context_tokens))
+
+    def _take_requests(self, engine: Engine, intake: Intake) -> None:
+        while (frame := receive_frame(self._connection)) is not None:
+            request_id = frame["id"]
+            if frame["op"] == "cancel":
+                engine.cancel(request_id)
+                continue
+            try:
+                sequence = intake.sequence(request_id, GenerationRequest.from_frame(frame))
+            except RefusedRequestError as error:
+                self._send({"op": "refused", "id": request_id, "message": str(error), "code": error.code})
+                continue
+            self._send({"op": "accepted", "id": request_id, "num_prompt_tokens": sequence.num_prompt_tokens})
+            engine.submit(sequence)
+
+    def _run_engine(self, engine: Engine) -> None:
+        try:
+            engine.run()
+        except BaseException:
+            # Its state cannot be trusted any more; the parent starts a new process.
+            log.exception("the engine failed")
+            os._exit(70)
+
+    def _send_events(self, events: list[Event]) -> None:
+        self._send(
+            {
+                "op": "events",
+                "events": [
+                    [e.request_id, e.text, e.finish_reason, e.num_prompt_tokens, e.num_new_tokens, e.error] for e in events
+                ],
+            }
+        )
+
+    def _send(self, frame: Frame) -> None:
+        try:
+            with self._send_lock:
+                self._connection.sendall(encode_frame(frame))
+        except OSError:
+            _end_with_parent()
+
+
+def _end_with_parent() -> NoReturn:
+    os._exit(0)
+
+
+def main() -> None:
+    log_to_stderr()
+    # Ctrl-C reaches the whole foreground group; it is for the parent to say when a worker ends.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    Worker(socket.socket(fileno=int(sys.argv[1]))).run()
+    # Without the engine's thread in the way: nothing here outlives the process.
+    sys.stderr.flush()
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    main()
