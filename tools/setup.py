@@ -11,7 +11,7 @@ import venv
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
-import llama_wheel  # noqa: E402  (also stands alone)
+import llama_wheel
 
 ROOT = Path(__file__).resolve().parent.parent
 VENV = ROOT / ".venv"
@@ -58,7 +58,7 @@ def install() -> None:
 
 
 def main() -> None:
-    if sys.version_info < (3, 11):
+    if sys.version_info < (3, 11):  # noqa: UP036  (this very script runs on whatever python3 is)
         sys.exit(
             f"[set-up] Python 3.11 or newer is needed, this is {sys.version.split()[0]}; call make with PYTHON=python3.11."
         )

@@ -6,11 +6,13 @@ import email.utils
 import socket
 import threading
 import time
+import zlib
 from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
 from nlocalmodels_downloader.errors import CorruptError, DeniedError, ExhaustedError, GoneError, RefusedError, StoppedError
+from nlocalmodels_downloader.partial import Partial
 from support.downloads import MIB, Downloads, sha256, wait_for
 from support.model_source import Behaviour, ModelSource, Request
 
@@ -119,21 +121,16 @@ def test_transfer_gives_up_when_a_source_without_ranges_always_breaks_off(downlo
 
 def test_transfer_asks_no_byte_again_when_all_are_there_and_ranges_are_gone(downloads: Downloads) -> None:
     data = downloads.serve(num_bytes=2 * MIB)
-    model = downloads.model(data)
-    downloads.source.behave = _on_bodies(lambda r: Behaviour(status=404) if r.range and r.range[0] else Behaviour())
-    one_connection = replace(downloads, settings=replace(downloads.settings, num_connections=16))
-    assert one_connection.sync(model) != []
-    # The first run has one block of two; the second gets the other and then loses the file's name to a folder.
-    downloads.source.behave = lambda _: Behaviour()
-    downloads.root.chmod(0o755)
-    (downloads.root / ".nlocalmodels" / "verified").write_text("in the way of the record's folder")
-    assert downloads.sync(model) != []
-    downloads.source.requests.clear()
-    (downloads.root / ".nlocalmodels" / "verified").unlink()
+    downloads.partials.mkdir(parents=True)
+    partial = Partial(downloads.partials, sha256(data), len(data), None)
+    partial.write(0, data)
+    for block in (0, 1):
+        partial.complete(block, zlib.crc32(data[block * MIB : (block + 1) * MIB]))
+    partial.close()
     downloads.source.behave = lambda _: Behaviour(ranges=False)
-    assert downloads.sync(model) == []
+    assert downloads.sync(downloads.model(data)) == []
     assert downloads.published() == data
-    assert len(_bodies(downloads.source)) == 0
+    assert _bodies(downloads.source) == []
 
 
 def test_transfer_starts_again_when_the_object_is_replaced_by_one_of_the_same_size(downloads: Downloads) -> None:
@@ -349,8 +346,6 @@ def test_transfer_goes_on_after_503_with_retry_after(downloads: Downloads, form:
     )
     assert downloads.sync(downloads.model(data)) == []
     assert downloads.published() == data
-    waited_full = form in ("seconds", "date", "a day")
-    assert ("Trying again in 0.1 s" in caplog.text or "Trying again in 0.0 s" in caplog.text) or waited_full
     assert caplog.text.count("answered 503") == 2
 
 

@@ -13,12 +13,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import yaml
+
 from nlocalmodels_downloader.config import Config, Model
 from nlocalmodels_downloader.errors import DownloaderError
 from nlocalmodels_downloader.settings import Settings
 from nlocalmodels_downloader.sources import parse_source
 from nlocalmodels_downloader.sync import Synchronizer
-
 from support.gguf_files import bulk_gguf
 from support.model_source import ModelSource
 

@@ -162,11 +162,13 @@ class Volume:
 def _take_workspace(folder: Path) -> int | None:
     """Returns the descriptor of the folder's lock, None if a live process has it."""
     while True:
-        folder.mkdir(parents=True, exist_ok=True)
         try:
+            folder.mkdir(parents=True, exist_ok=True)
             lock = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-        except FileNotFoundError:
-            continue  # its last holder has removed the folder since
+        except (FileExistsError, FileNotFoundError):
+            if folder.is_file():
+                raise
+            continue  # its last holder removes the folder in this moment
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import sys
 
 import uvicorn
@@ -17,13 +18,17 @@ log = logging.getLogger("nlocalmodels_server")
 
 
 class Server(uvicorn.Server):
-    """Says that it is not ready as soon as it is told to stop, while streams still finish."""
+    """Says that it is not ready as soon as it is told to stop, while streams still finish, and then ends with 0.
+
+    uvicorn's own handler raises the signal again after the shutdown, so that the process would end by it.
+    """
 
     registry: Registry
 
-    def handle_exit(self, sig: int, frame: object) -> None:
+    def handle_exit(self, sig: int, _: object) -> None:
         self.registry.is_stopping = True
-        super().handle_exit(sig, frame)  # type: ignore[arg-type]
+        self.force_exit = self.should_exit and sig == signal.SIGINT
+        self.should_exit = True
 
 
 def main() -> int:

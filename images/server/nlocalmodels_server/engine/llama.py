@@ -105,14 +105,19 @@ class Model:
         return bool(lib.llama_model_has_decoder(self._handle)) and not lib.llama_model_has_encoder(self._handle)
 
     def kv_bytes_per_token(self) -> int:
-        """Returns the F16 cache bytes of one token, as if no layer had a sliding window: an upper bound."""
+        """Returns the cache bytes of one token, as if no layer had a sliding window: an upper bound."""
         num_heads = max(1, lib.llama_model_n_head(self._handle))
         head_dim = lib.llama_model_n_embd(self._handle) // num_heads
         layers = lib.llama_model_n_layer(self._handle)
         architecture = self.metadata("general.architecture") or ""
         key_length = self.metadata(f"{architecture}.attention.key_length")
         head_dim = int(key_length) if key_length and key_length.isdigit() else head_dim
-        return int(2 * layers * lib.llama_model_n_head_kv(self._handle) * head_dim * 2)
+        value_bytes = 4 if self.is_full_precision() else 2
+        return int(2 * layers * lib.llama_model_n_head_kv(self._handle) * head_dim * value_bytes)
+
+    def is_full_precision(self) -> bool:
+        """Whether all weights are F32, which is asked for to get exact results rather than fast ones."""
+        return bool(lib.llama_model_ftype(self._handle) == lib.LLAMA_FTYPE_ALL_F32)
 
     def metadata(self, key: str) -> str | None:
         buffer = ctypes.create_string_buffer(4096)
@@ -164,7 +169,7 @@ class Model:
     def new_context(self, params: ContextParams, capture: LogCapture) -> Context:
         """Raises LoadError when the memory for it is not there."""
         capture.errors.clear()
-        return Context(self._handle, params, capture)
+        return Context(self._handle, params, self.is_full_precision(), capture)
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,7 +183,7 @@ class ContextParams:
 class Context:
     """The key-value cache of all sequences, and one reused batch. Belongs to one thread."""
 
-    def __init__(self, model: int, params: ContextParams, capture: LogCapture) -> None:
+    def __init__(self, model: int, params: ContextParams, is_full_precision: bool, capture: LogCapture) -> None:
         native = lib.llama_context_default_params()
         native.n_ctx = params.num_cells
         native.n_batch = native.n_ubatch = params.num_batch_tokens
@@ -190,6 +195,10 @@ class Context:
         # One pool of cells for all: sequences of any length share it, and copying a prefix only edits metadata.
         native.kv_unified = True
         native.no_perf = True
+        if is_full_precision:
+            # With these, what a request gets does not depend on what runs beside it (docs/decisions/0004-exact-f32.md).
+            native.type_k = native.type_v = lib.GGML_TYPE_F32
+            native.flash_attn_type = lib.LLAMA_FLASH_ATTN_TYPE_DISABLED
         self._handle = lib.llama_init_from_model(model, native)
         if not self._handle:
             raise LoadError(capture.reason("no context could be made; give the pod more memory or set CONTEXT_TOKENS lower"))

@@ -75,6 +75,12 @@ class Intake:
             stops = [*stops, *self._template.stops]
         else:
             tokens = self._model.tokenize(request.prompt or "", add_special=True)
+        outside = next((token for token, _ in request.sampling.logit_bias if token >= self._model.num_vocab), None)
+        if outside is not None:
+            raise RefusedRequestError(
+                f"logit_bias: token {outside} is outside of this model's vocabulary of {self._model.num_vocab}.",
+                "invalid_value",
+            )
         if not tokens:
             raise RefusedRequestError("prompt: is empty, and this model has no begin token to start from.", "invalid_prompt")
         room = self._context_tokens - len(tokens)

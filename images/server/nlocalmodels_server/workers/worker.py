@@ -236,7 +236,8 @@ class Worker:
         elif operation == "ready":
             self.state, self.reason, self.info = WorkerState.READY, None, frame["info"]
             self._ready_at = time.monotonic()
-            log.info("%s: ready: %s", self.model_id, ", ".join(f"{name} {value}" for name, value in self.info.items()))
+            facts = ", ".join(f"{name} {value}" for name, value in self.info.items())
+            log.info("%s: ready: %s, pid %d", self.model_id, facts, self.pid)
         elif operation == "failed":
             self.state, self.reason = WorkerState.FAILED, frame["reason"]
             log.error("%s: %s is not served: %s", self.model_id, self.path.name, self.reason)

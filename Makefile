@@ -1,0 +1,40 @@
+.DEFAULT_GOAL := help
+.PHONY: help setup run test e2e check format lock clean
+
+PYTHON ?= python3
+BIN := .venv/bin
+PORT ?= 11434
+MODELS ?=
+CODE := images tests tools
+
+help: ## Say what there is
+	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
+
+setup: ## Set up .venv, everything pinned (the others call it)
+	@$(PYTHON) tools/setup.py
+
+run: setup ## Fetch a real small model and serve it; MODELS="ids or hf:// sources" for others, PORT=11434
+	@exec $(BIN)/python tools/run.py --models "$(MODELS)" --port $(PORT)
+
+test: setup check ## Lint, types and all tests but those of e2e
+	$(BIN)/pytest --ignore=tests/e2e
+
+e2e: setup ## Take the part of a user: run the main job as the README says, end to end
+	$(BIN)/pytest tests/e2e
+
+check: setup ## Lint and types; edits nothing
+	$(BIN)/ruff check $(CODE)
+	$(BIN)/ruff format --check $(CODE)
+	$(BIN)/mypy -p nlocalmodels_downloader -p nlocalmodels_server
+	$(BIN)/mypy tools tests
+
+format: setup ## Format and fix what can be fixed
+	$(BIN)/ruff check --fix $(CODE)
+	$(BIN)/ruff format $(CODE)
+
+lock: setup ## Pin all dependencies anew, with hashes
+	$(BIN)/python tools/lock.py
+
+clean: ## Remove the environment, the models of `make run` and all caches of tools in this folder
+	rm -rf .venv .models .run .mypy_cache .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

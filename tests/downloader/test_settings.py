@@ -1,0 +1,61 @@
+from __future__ import annotations
+
+import socket
+from pathlib import Path
+
+import pytest
+from nlocalmodels_downloader.errors import ConfigError
+from nlocalmodels_downloader.settings import Settings, read_settings
+
+
+def test_settings_have_defaults_when_nothing_is_set() -> None:
+    assert read_settings({}) == Settings(owner=socket.gethostname())
+
+
+def test_settings_take_empty_variables_for_unset_ones() -> None:
+    names = ("HF_ENDPOINT", "HF_TOKEN", "POD_UID", "POD_NAME", "DOWNLOAD_CONNECTIONS", "TERMINATION_MESSAGE_PATH")
+    assert read_settings(dict.fromkeys(names, "")) == read_settings({})
+
+
+def test_settings_read_every_variable() -> None:
+    settings = read_settings(
+        {
+            "HF_ENDPOINT": "https://hub.example/",
+            "HF_TOKEN": "hf_x",
+            "POD_UID": "uid",
+            "DOWNLOAD_CONNECTIONS": "8",
+            "DOWNLOAD_ATTEMPTS": "3",
+            "DOWNLOAD_CONNECT_SECONDS": "1.5",
+            "DOWNLOAD_STALL_SECONDS": "2.5",
+            "DOWNLOAD_PROGRESS_SECONDS": "3.5",
+            "TERMINATION_MESSAGE_PATH": "/x",
+        }
+    )
+    assert settings == Settings("https://hub.example", "hf_x", "uid", 8, 3, 1.5, 2.5, 3.5, Path("/x"))
+
+
+def test_settings_take_the_line_end_off_a_token() -> None:
+    assert read_settings({"HF_TOKEN": "hf_x\n"}).hub_token == "hf_x"
+
+
+@pytest.mark.parametrize("token", ["hf_\u2026x", "hf_a\nhf_b", "hf_a b"])
+def test_settings_refuse_a_token_that_no_header_can_hold_and_do_not_show_it(token: str) -> None:
+    with pytest.raises(ConfigError, match="HF_TOKEN") as caught:
+        read_settings({"HF_TOKEN": token})
+    assert "hf_" not in str(caught.value)
+
+
+def test_settings_do_not_show_the_token() -> None:
+    assert "hf_x" not in repr(read_settings({"HF_TOKEN": "hf_x"}))
+
+
+@pytest.mark.parametrize("endpoint", ["hub.example", "ftp://hub.example", "https://[broken", "hf://a/b/c@d"])
+def test_settings_refuse_an_endpoint_that_is_no_address(endpoint: str) -> None:
+    with pytest.raises(ConfigError, match="HF_ENDPOINT"):
+        read_settings({"HF_ENDPOINT": endpoint})
+
+
+@pytest.mark.parametrize("text", ["0", "17", "-1", "nan", "inf", "many"])
+def test_settings_refuse_a_number_out_of_range(text: str) -> None:
+    with pytest.raises(ConfigError, match="DOWNLOAD_CONNECTIONS"):
+        read_settings({"DOWNLOAD_CONNECTIONS": text})

@@ -1,0 +1,26 @@
+"""Writes every lock from its .in file, with hashes: `make lock`."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+OPTIONS = ["--quiet", "--python-version", "3.11", "--generate-hashes", "--no-header", "--no-annotate", "--upgrade"]
+# The locks name packages and hashes, never where they were looked up.
+OPTIONS += ["--no-emit-index-url", "--no-emit-find-links"]
+
+
+def main() -> None:
+    uv = Path(sys.executable).with_name("uv")
+    for source in sorted([*ROOT.glob("requirements/*.in"), *ROOT.glob("images/*/requirements.in")]):
+        # Its dependencies are in the server's lock; it is only fetched by its own, as an sdist.
+        more = ["--no-deps", "--no-binary", "llama-cpp-python"] if source.name == "llama.in" else []
+        target = source.with_suffix(".txt")
+        print(target.relative_to(ROOT), flush=True)
+        subprocess.run([str(uv), "pip", "compile", *OPTIONS, *more, str(source), "-o", str(target)], check=True, cwd=ROOT)
+
+
+if __name__ == "__main__":
+    main()
