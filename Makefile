@@ -5,6 +5,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PORT ?= 11434
 MODELS ?=
+MODEL_PATH ?= .models
 CODE := images tests tools
 
 help: ## Say what there is
@@ -14,7 +15,7 @@ setup: ## Set up .venv, everything pinned (the others call it)
 	@$(PYTHON) tools/setup.py
 
 run: setup ## Fetch a real small model and serve it; MODELS="ids or hf:// sources" for others, PORT=11434
-	@exec $(BIN)/python tools/run.py --models "$(MODELS)" --port $(PORT)
+	@exec $(BIN)/python tools/run.py --models "$(MODELS)" --model-path "$(MODEL_PATH)" --port $(PORT)
 
 test: setup check ## Lint, types and all tests but those of e2e
 	$(BIN)/pytest --ignore=tests/e2e
@@ -36,5 +37,5 @@ lock: setup ## Pin all dependencies anew, with hashes
 	$(BIN)/python tools/lock.py
 
 clean: ## Remove the environment, the models of `make run` and all caches of tools in this folder
-	rm -rf .venv .models .run .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv .models .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

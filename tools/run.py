@@ -14,7 +14,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +29,10 @@ from nlocalmodels_server.models.model_ids import short_id
 
 ROOT = Path(__file__).resolve().parent.parent
 CATALOGUE = ROOT / "charts" / "nlocalmodels" / "catalogue.yaml"
-MODEL_PATH = ROOT / ".models"
-DOWNLOADS = ROOT / ".run" / "downloads.yaml"
+
+
+# Loopback is asked directly, whatever proxy the environment names.
+DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 
 def say(text: str) -> None:
@@ -72,16 +74,22 @@ def offered(folder: Path) -> Iterator[str]:
         thread.join()
 
 
-def download(entries: list[dict[str, Any]]) -> None:
+def download(entries: list[dict[str, Any]], model_path: Path) -> None:
     """Runs the downloader as a pod would; SystemExit with its exit code when it fails."""
-    DOWNLOADS.parent.mkdir(exist_ok=True)
-    DOWNLOADS.write_text(yaml.safe_dump({"modelPath": str(MODEL_PATH), "models": entries}, sort_keys=False))
-    code = subprocess.run(
-        [sys.executable, "-m", "nlocalmodels_downloader", "sync", "--config", str(DOWNLOADS)], check=False
-    ).returncode
+    model_path.mkdir(parents=True, exist_ok=True)
+    config = model_path / ".downloads.yaml"
+    config.write_text(yaml.safe_dump({"modelPath": str(model_path), "models": entries}, sort_keys=False))
+    command = [sys.executable, "-m", "nlocalmodels_downloader", "sync", "--config", str(config)]
+    code = subprocess.run(command, env=without_proxy(os.environ), check=False).returncode
     if code:
         say("the downloader could not get every model; its reason is above. What has arrived is kept: run again to go on.")
         sys.exit(code)
+
+
+def without_proxy(environ: Mapping[str, str]) -> dict[str, str]:
+    """Returns the environment with loopback exempt from a company's proxy."""
+    exempt = ",".join(filter(None, [environ.get("NO_PROXY") or environ.get("no_proxy"), "127.0.0.1"]))
+    return {**environ, "NO_PROXY": exempt, "no_proxy": exempt}
 
 
 def refuse_taken_port(port: int) -> None:
@@ -97,7 +105,7 @@ def wait_until_ready(address: str, server: subprocess.Popen[bytes]) -> dict[str,
     """Returns /readyz's answer; SystemExit when the server ends or no model is served."""
     while server.poll() is None:
         try:
-            with urllib.request.urlopen(f"{address}/readyz", timeout=5) as answer:
+            with DIRECT.open(f"{address}/readyz", timeout=5) as answer:
                 ready: dict[str, Any] = json.load(answer)
                 return ready
         except urllib.error.HTTPError as error:
@@ -112,11 +120,11 @@ def wait_until_ready(address: str, server: subprocess.Popen[bytes]) -> dict[str,
     sys.exit(f"[run] The server ended with {server.returncode}; its reason is above.")
 
 
-def serve(default_model: str, port: int) -> int:
+def serve(default_model: str, model_path: Path, port: int) -> int:
     address = f"http://127.0.0.1:{port}"
     environ = {
         **os.environ,
-        "MODEL_PATH": str(MODEL_PATH),
+        "MODEL_PATH": str(model_path),
         "DEFAULT_MODEL": default_model,
         "HOST": "127.0.0.1",
         "PORT": str(port),
@@ -142,20 +150,22 @@ def serve(default_model: str, port: int) -> int:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--models", default="", help="ids or sets of the catalogue, or hf://ORG/REPO/FILE@COMMIT")
+    parser.add_argument("--model-path", type=Path, default=ROOT / ".models", help="where the models go")
     parser.add_argument("--port", type=int, default=11434)
     options = parser.parse_args()
     refuse_taken_port(options.port)
+    model_path = options.model_path.resolve()
     words = options.models.split()
     if words:
         entries = declared_models(words, yaml.safe_load(CATALOGUE.read_text()))
-        download(entries)
+        download(entries, model_path)
     else:
         model = embedded_model.ensure_embedded_model()
         with offered(model.parent) as address:
             facts = {"sha256": embedded_model.SHA256, "sizeBytes": embedded_model.SIZE_BYTES}
             entries = [{"id": embedded_model.ID, "file": model.name, "source": f"{address}/{model.name}", **facts}]
-            download(entries)
-    return serve(entries[0]["id"], options.port)
+            download(entries, model_path)
+    return serve(entries[0]["id"], model_path, options.port)
 
 
 if __name__ == "__main__":

@@ -67,7 +67,7 @@ def write_llama(
         writer.add_chat_template(chat_template)
 
     def matrix(rows: int, columns: int, scale: float = 1.0) -> np.ndarray[Any, np.dtype[np.float32]]:
-        return (rng.standard_normal((rows, columns)) * scale / columns**0.5).astype(np.float32)
+        return np.asarray(rng.standard_normal((rows, columns)) * scale / columns**0.5, np.float32)
 
     output = matrix(len(tokens), num_embd, 4.0)
     wanted = set(range(ord("a"), ord("z") + 1)) | {ord(" ")} if printable else set(range(256))
