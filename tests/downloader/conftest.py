@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+
 from nlocalmodels_downloader import retry
 from nlocalmodels_downloader.settings import Settings
 from support.downloads import Downloads

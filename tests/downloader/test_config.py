@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+
 from nlocalmodels_downloader.config import load_config, parse_config
 from nlocalmodels_downloader.errors import ConfigError
 

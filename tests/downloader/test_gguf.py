@@ -4,6 +4,7 @@ import struct
 from pathlib import Path
 
 import pytest
+
 from nlocalmodels_downloader.errors import CorruptError
 from nlocalmodels_downloader.gguf import check_gguf, looks_like_gguf
 from support.gguf_files import bulk_gguf

@@ -5,6 +5,7 @@ import zlib
 from pathlib import Path
 
 import pytest
+
 from nlocalmodels_downloader.errors import SpaceError
 from nlocalmodels_downloader.partial import Partial, naming_space_errors
 from nlocalmodels_downloader.segments import BLOCK_BYTES

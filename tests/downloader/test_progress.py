@@ -4,6 +4,7 @@ import logging
 import threading
 
 import pytest
+
 from nlocalmodels_downloader.progress import ModelProgress, human_bytes, human_seconds, progress_line
 from support.downloads import wait_for
 
@@ -37,7 +38,12 @@ def test_model_progress_counts_bytes_that_come_again_as_traffic_but_not_as_progr
 
 def test_model_progress_is_right_when_threads_add_to_it() -> None:
     progress = ModelProgress("m", 4000, 0)
-    threads = [threading.Thread(target=lambda: [progress.received(1) for _ in range(1000)]) for _ in range(4)]
+
+    def add() -> None:
+        for _ in range(1000):
+            progress.received(1)
+
+    threads = [threading.Thread(target=add) for _ in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:

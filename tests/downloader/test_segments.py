@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import pytest
+
 from nlocalmodels_downloader.segments import BLOCK_BYTES, MAX_OUTSTANDING_BYTES, num_blocks, plan_segments, segment_bytes
 
 

@@ -4,6 +4,7 @@ import socket
 from pathlib import Path
 
 import pytest
+
 from nlocalmodels_downloader.errors import ConfigError
 from nlocalmodels_downloader.settings import Settings, read_settings
 

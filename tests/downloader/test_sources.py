@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import pytest
+
 from nlocalmodels_downloader.errors import ConfigError
 from nlocalmodels_downloader.sources import origin, parse_source, redact
 from support.downloads import HUB_COMMIT

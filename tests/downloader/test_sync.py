@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+
 from nlocalmodels_downloader.config import Model
 from nlocalmodels_downloader.errors import CorruptError, DeniedError, DownloaderError, GoneError, RefusedError, SpaceError
 from nlocalmodels_downloader.sources import parse_source

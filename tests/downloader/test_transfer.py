@@ -8,9 +8,10 @@ import threading
 import time
 import zlib
 from collections.abc import Callable
-from dataclasses import replace
+from itertools import pairwise
 
 import pytest
+
 from nlocalmodels_downloader.errors import CorruptError, DeniedError, ExhaustedError, GoneError, RefusedError, StoppedError
 from nlocalmodels_downloader.partial import Partial
 from support.downloads import MIB, Downloads, sha256, wait_for
@@ -34,7 +35,7 @@ def test_transfer_fetches_every_byte_once_over_several_connections(downloads: Do
     assert len(spans) == 6
     assert spans[0][0] == 0
     assert spans[-1][1] == len(data)
-    assert all(before[1] == after[0] for before, after in zip(spans, spans[1:], strict=False))
+    assert all(before[1] == after[0] for before, after in pairwise(spans))
 
 
 def test_transfer_asks_for_identity_and_the_strong_etag(downloads: Downloads) -> None:
@@ -69,7 +70,7 @@ def test_transfer_rejects_a_206_from_another_start(downloads: Downloads) -> None
 @pytest.mark.parametrize("content_range", ["", "bytes 0-", "bytes 0-9/9x", "items 0-1/2", "bytes 0-0/" + "9" * 5000])
 def test_transfer_takes_one_stream_when_content_range_is_unusable(downloads: Downloads, content_range: str) -> None:
     data = downloads.serve()
-    downloads.source.behave = lambda request: Behaviour(content_range=content_range)
+    downloads.source.behave = lambda _: Behaviour(content_range=content_range)
     assert downloads.sync(downloads.model(data)) == []
     assert downloads.published() == data
 
@@ -94,7 +95,7 @@ def test_transfer_stops_at_the_boundary_when_more_bytes_come(downloads: Download
 def test_transfer_resumes_a_short_body_where_it_ended(downloads: Downloads) -> None:
     data = downloads.serve(num_bytes=MIB)
     downloads.source.behave = _on_bodies(
-        lambda r: Behaviour(close_after_bytes=300_000 if len(_bodies(downloads.source)) == 1 else None)
+        lambda _: Behaviour(close_after_bytes=300_000 if len(_bodies(downloads.source)) == 1 else None)
     )
     assert downloads.sync(downloads.model(data)) == []
     assert downloads.published() == data
@@ -104,7 +105,7 @@ def test_transfer_resumes_a_short_body_where_it_ended(downloads: Downloads) -> N
 def test_transfer_resumes_a_chunked_body_that_closes_early(downloads: Downloads) -> None:
     data = downloads.serve(num_bytes=MIB)
     downloads.source.behave = _on_bodies(
-        lambda r: Behaviour(chunked=True, close_after_bytes=300_000 if len(_bodies(downloads.source)) == 1 else None)
+        lambda _: Behaviour(chunked=True, close_after_bytes=300_000 if len(_bodies(downloads.source)) == 1 else None)
     )
     assert downloads.sync(downloads.model(data)) == []
     assert downloads.published() == data
@@ -441,9 +442,12 @@ def test_transfer_stops_while_waiting_to_try_again(downloads: Downloads, monkeyp
     monkeypatch.setattr("nlocalmodels_downloader.retry.MAX_RETRY_AFTER_SECONDS", 3600.0)
     data = downloads.serve()
     downloads.source.behave = _on_bodies(lambda _: Behaviour(status=429, headers={"Retry-After": "3600"}))
-    stopper = threading.Thread(
-        target=lambda: (wait_for(lambda: len(_bodies(downloads.source)) > 0, "a refused request"), downloads.stop.set())
-    )
+
+    def stop_after_a_refusal() -> None:
+        wait_for(lambda: len(_bodies(downloads.source)) > 0, "a refused request")
+        downloads.stop.set()
+
+    stopper = threading.Thread(target=stop_after_a_refusal)
     stopper.start()
     with pytest.raises(StoppedError):
         downloads.sync(downloads.model(data))

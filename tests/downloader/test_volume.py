@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import fcntl
 import os
 import subprocess
 import sys
@@ -7,6 +8,7 @@ import threading
 from pathlib import Path
 
 import pytest
+
 from nlocalmodels_downloader.errors import SpaceError, StoppedError
 from nlocalmodels_downloader.volume import Verified, Volume, sha256_of, write_durably
 from support.downloads import sha256
@@ -91,7 +93,7 @@ def test_workspace_is_never_shared_while_others_come_and_go(tmp_path: Path) -> N
 
 
 def test_workspaces_run_out_with_a_remedy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("nlocalmodels_downloader.volume._MAX_WORKSPACES", 1)
+    monkeypatch.setattr("nlocalmodels_downloader.volume.MAX_WORKSPACES", 1)
     holder = Volume(tmp_path, "pod")
     holder.workspace()
     with pytest.raises(SpaceError, match="end some of them"):
@@ -152,6 +154,18 @@ def test_publish_keeps_a_foreign_file_when_the_filesystem_has_no_hard_links(
     volume.publish(data, "m.gguf", DIGEST)
     assert volume.path("m.gguf").read_bytes() == b"weights"
     assert [path.read_bytes() for path in (volume.state / "replaced").iterdir()] == [b"theirs"]
+
+
+def test_publish_goes_on_when_another_process_never_gives_the_lock_back(
+    volume: Volume, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("nlocalmodels_downloader.volume.MAX_LOCK_WAITS", 1)
+    data = volume.workspace() / "x.data"
+    data.write_bytes(b"weights")
+    with (volume.state / "publish.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        volume.publish(data, "m.gguf", DIGEST)
+    assert volume.path("m.gguf").read_bytes() == b"weights"
 
 
 def test_sha256_of_is_the_digest_of_what_is_on_disk(tmp_path: Path) -> None:

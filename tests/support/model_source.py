@@ -40,6 +40,7 @@ class Request:
 
     path: str
     headers: dict[str, str]
+    client_port: int = 0
     sent_bytes: int = 0
 
     @property
@@ -103,7 +104,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         source = cast(_Server, self.server).source
-        request = Request(self.path, {name.lower(): value for name, value in self.headers.items()})
+        request = Request(self.path, {name.lower(): value for name, value in self.headers.items()}, self.client_address[1])
         source.requests.append(request)
         behaviour = source.behave(request)
         body = source.files.get(self.path.split("?")[0]) if behaviour.body is None else behaviour.body
@@ -156,7 +157,7 @@ class _Handler(BaseHTTPRequestHandler):
             ]
             piece = view[: min([piece_bytes, *limits])]
             if piece:
-                self.wfile.write(b"%x\r\n%b\r\n" % (len(piece), piece) if behaviour.chunked else piece)
+                self.wfile.write(b"%x\r\n%b\r\n" % (len(piece), bytes(piece)) if behaviour.chunked else piece)
                 request.sent_bytes += len(piece)
                 view = view[len(piece) :]
             if behaviour.close_after_bytes is not None and request.sent_bytes >= behaviour.close_after_bytes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _thread
 import argparse
 import logging
 import os
@@ -70,7 +71,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _sync(config: Config, settings: Settings) -> int:
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stop.set())
+        # In a thread, since a handler runs between any two steps of the main thread, which may hold the event's lock.
+        signal.signal(number, lambda *_: _thread.start_new_thread(stop.set, ()))
     failures = Synchronizer(config, settings, stop).run()
     if not failures:
         return 0

@@ -92,10 +92,10 @@ class Transfer:
             )
         if now.ranges and before.if_range and before.etag is not None:
             # With a digest to judge the bytes by, it does not matter what became of the ETag.
-            log.warning("%s Ranges are asked for without If-Range.", error)
+            log.warning("%s: %s Ranges are asked for without If-Range.", self._progress.model_id, error)
             now = replace(now, if_range=False)
         else:
-            log.warning("%s The whole file is fetched in one stream.", error)
+            log.warning("%s: %s The whole file is fetched in one stream.", self._progress.model_id, error)
             now = replace(now, ranges=False)
         self._remote = replace(now, size_bytes=before.size_bytes)
 

@@ -4,6 +4,7 @@ MODEL_PATH/<file>.gguf                      finished models, plain files
 MODEL_PATH/.nlocalmodels/partials/<owner>.<n>/   unfinished ones, of one process only
 MODEL_PATH/.nlocalmodels/verified/<file>.json    what a finished file was when its digest was last computed
 MODEL_PATH/.nlocalmodels/replaced/               files of other hands that had a declared name
+MODEL_PATH/.nlocalmodels/publish.lock            one process publishes at a time
 MODEL_PATH/.nlocalmodels/sets/<id>.json          a set whose models are all there (manifest.py)
 """
 
@@ -26,7 +27,9 @@ from nlocalmodels_downloader.errors import SpaceError, StoppedError
 from nlocalmodels_downloader.partial import naming_space_errors
 
 STATE_FOLDER = ".nlocalmodels"
-_MAX_WORKSPACES = 64
+MAX_WORKSPACES = 64
+_MAX_TAKEOVERS = 100
+MAX_LOCK_WAITS = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,13 +60,13 @@ class Volume:
         if self._workspace is not None:
             return self._workspace
         with naming_space_errors(self.root):
-            for number in range(_MAX_WORKSPACES):
+            for number in range(MAX_WORKSPACES):
                 folder = self._first_workspace().with_name(f"{self._owner}.{number}")
                 lock = _take_workspace(folder)
                 if lock is not None:
                     self._workspace_lock, self._workspace = lock, folder
                     return folder
-        raise SpaceError(f"{self.state}: {_MAX_WORKSPACES} downloads of '{self._owner}' run already; end some of them.")
+        raise SpaceError(f"{self.state}: {MAX_WORKSPACES} downloads of '{self._owner}' run already; end some of them.")
 
     def _first_workspace(self) -> Path:
         return self.state / "partials" / f"{self._owner}.0"
@@ -141,12 +144,22 @@ class Volume:
 
     @contextmanager
     def _publishing(self) -> Iterator[None]:
-        """Keeps other processes from taking a file published, but not recorded yet, for one of another hand."""
+        """Keeps other processes from taking a file published, but not recorded yet, for one of another hand.
+
+        Nothing else rests on this lock, so one that is never given back holds nobody up for long.
+        """
         self.state.mkdir(parents=True, exist_ok=True)
         lock = os.open(self.state / "publish.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         try:
-            with suppress(OSError):  # a filesystem without locks
-                fcntl.flock(lock, fcntl.LOCK_EX)
+            for _ in range(MAX_LOCK_WAITS):
+                try:
+                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    time.sleep(0.1)
+                    continue
+                except OSError:
+                    pass  # a filesystem without locks
+                break
             yield
         finally:
             os.close(lock)
@@ -161,7 +174,7 @@ class Volume:
 
 def _take_workspace(folder: Path) -> int | None:
     """Returns the descriptor of the folder's lock, None if a live process has it."""
-    while True:
+    for _ in range(_MAX_TAKEOVERS):
         try:
             folder.mkdir(parents=True, exist_ok=True)
             lock = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
@@ -180,6 +193,7 @@ def _take_workspace(folder: Path) -> int | None:
             if (folder / "lock").stat().st_ino == os.fstat(lock).st_ino:
                 return lock
         os.close(lock)  # a lock that its last holder has removed since
+    return None
 
 
 def sha256_of(path: Path, stop: Event) -> str:
