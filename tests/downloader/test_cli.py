@@ -61,8 +61,8 @@ def test_help_lists_every_exit_code(capsys: pytest.CaptureFixture[str]) -> None:
     ]  # fmt: skip
     for error in errors:
         assert f"\n  {error.exit_code:<5}" in text
-    for command in ("sync", "plan", "verify"):
-        assert command in text
+    for command in ("sync", "plan", "watch", "wait", "verify"):
+        assert f"\n    {command} " in text
 
 
 @pytest.mark.parametrize("arguments", [[], ["sync"], ["watch-tv", "--config", "x"], ["sync", "--config", "x", "--fast"]])
@@ -72,7 +72,7 @@ def test_a_wrong_command_line_exits_with_2(arguments: list[str], capsys: pytest.
     assert caught.value.code == 2
 
 
-@pytest.mark.parametrize("command", ["sync", "plan", "verify"])
+@pytest.mark.parametrize("command", ["sync", "plan", "watch", "wait", "verify"])
 def test_a_missing_config_exits_with_2_and_leaves_the_reason(
     command: str, termination: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

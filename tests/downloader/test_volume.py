@@ -93,7 +93,7 @@ def test_workspace_is_never_shared_while_others_come_and_go(tmp_path: Path) -> N
 
 
 def test_workspaces_run_out_with_a_remedy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("nlocalmodels_downloader.volume.MAX_WORKSPACES", 1)
+    monkeypatch.setattr("nlocalmodels_downloader.workspaces.MAX_WORKSPACES", 1)
     holder = Volume(tmp_path, "pod")
     holder.workspace()
     with pytest.raises(SpaceError, match="end some of them"):

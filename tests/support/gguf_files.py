@@ -22,7 +22,10 @@ def bulk_gguf(num_bytes: int, seed: int = 0) -> bytes:
     tensor_bytes = num_bytes - start
     head = struct.pack("<4sIQQ", b"GGUF", 3, 1, 0)
     head += struct.pack("<Q", len(name)) + name + struct.pack("<IQIQ", 1, tensor_bytes, 24, 0)
-    return head.ljust(start, b"\0") + random.Random(seed).randbytes(tensor_bytes)
+    rng = random.Random(seed)
+    # In pieces: Python draws at most 256 MiB at once.
+    pieces = [rng.randbytes(min(1 << 24, tensor_bytes - offset)) for offset in range(0, tensor_bytes, 1 << 24)]
+    return head.ljust(start, b"\0") + b"".join(pieces)
 
 
 def write_llama(

@@ -26,9 +26,9 @@ _BLOCKS = {
 }  # fmt: skip
 
 
-def looks_like_gguf(first_bytes: bytes) -> bool:
+def looks_like_gguf(first_bytes: bytes | memoryview) -> bool:
     """Whether a file that starts so can be GGUF: tells a login page from a model after four bytes."""
-    return first_bytes[:4] == _MAGIC
+    return bytes(first_bytes[:4]) == _MAGIC
 
 
 def check_gguf(path: Path, name: str) -> None:

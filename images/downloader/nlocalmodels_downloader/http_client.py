@@ -2,49 +2,30 @@
 
 from __future__ import annotations
 
-import email.utils
-import ipaddress
+import http.client
 import re
-import socket
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
-from urllib.parse import urljoin, urlsplit
+from dataclasses import replace
 
 import requests
 import urllib3
 
-from nlocalmodels_downloader.errors import (
-    DeniedError,
-    ExpiredError,
-    GoneError,
-    RangeError,
-    RefusedError,
-    TransientError,
-)
+from nlocalmodels_downloader.answers import content_length, content_range, failure, refuse_encoding, strong_etag
+from nlocalmodels_downloader.clients import RemoteFile
+from nlocalmodels_downloader.errors import ExpiredError, RangeError, RefusedError, TransientError
+from nlocalmodels_downloader.redirects import redirect_target
 from nlocalmodels_downloader.sources import origin, redact
 
-CHUNK_BYTES = 256 * 1024
+# Bytes are handed on in chunks as large as a block, since small writes cost several times as much, and read in pieces small
+# enough to tell a slow connection from a stalled one.
+CHUNK_BYTES = 128 * 1024
+PIECE_BYTES = 64 * 1024
+MAX_HOLD_SECONDS = 1.0
 MAX_REDIRECTS = 10
-_CONTENT_RANGE = re.compile(r"bytes ([0-9]{1,18})-([0-9]{1,18})/([0-9]{1,18}|\*)")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
-_DIGITS = re.compile(r"[0-9]{1,18}")
-
-
-@dataclass(frozen=True, slots=True)
-class RemoteFile:
-    """What a probe learned. `url` is where the bytes are after redirects, `origin_url` where to ask again when it expires."""
-
-    origin_url: str
-    url: str
-    size_bytes: int | None
-    etag: str | None
-    ranges: bool
-    if_range: bool = True
-    linked_sha256: str | None = None
-    commit: str | None = None
 
 
 class HttpClient:
@@ -52,7 +33,7 @@ class HttpClient:
 
     Args:
         connect_timeout_seconds: for a TCP and TLS handshake.
-        stall_seconds: without a byte, or below `min_bytes_per_second` over that time, a stream is broken off.
+        stall_seconds: without a byte, or a chunk, in that time, a stream is broken off (`break_stalled`).
         token: sent to `token_origin` only, never to where it redirects.
     """
 
@@ -62,15 +43,14 @@ class HttpClient:
         stall_seconds: float,
         token: str | None = None,
         token_origin: str | None = None,
-        min_bytes_per_second: int = 1024,
     ) -> None:
         self._timeout = (connect_timeout_seconds, stall_seconds)
         self._stall_seconds = stall_seconds
-        self._min_bytes_per_second = min_bytes_per_second
         self._token = token
         self._token_origin = origin(token_origin) if token_origin else None
         self._local = threading.local()
-        self._active: set[requests.Response] = set()
+        # With the time at which its present read began.
+        self._active: dict[requests.Response, float] = {}
 
     def probe(self, url: str) -> RemoteFile:
         """Asks for the first byte: learns size, validator and whether ranges work.
@@ -89,22 +69,22 @@ class HttpClient:
     def _probe(self, url: str, headers: dict[str, str]) -> RemoteFile:
         with self._get(url, headers) as (response, final_url, origin_headers):
             if response.status_code == 206 and headers:
-                total, ranges = _content_range(response, 0)[1], True
+                total, ranges = content_range(response.headers, url, 0)[1], True
             elif response.status_code == 200:
-                total, ranges = _length(response.headers.get("Content-Length")), False
+                total, ranges = content_length(response.headers), False
             elif response.status_code == 416:
                 total, ranges = 0, False
             else:
-                raise _failure(response, url)
+                raise failure(response.status_code, response.headers, url)
             if total == 0:
                 raise RefusedError(f"{redact(url)} is empty; look whether the source holds the file.")
-            _refuse_encoding(response, url)
+            refuse_encoding(response.headers, url)
             linked = (origin_headers.get("X-Linked-Etag") or "").strip('"')
             return RemoteFile(
                 origin_url=url,
                 url=final_url,
                 size_bytes=total,
-                etag=_strong_etag(response),
+                etag=strong_etag(response.headers),
                 ranges=ranges,
                 linked_sha256=linked if _SHA256.fullmatch(linked) else None,
                 commit=origin_headers.get("X-Repo-Commit"),
@@ -115,7 +95,7 @@ class HttpClient:
         return replace(remote, url=self.probe(remote.origin_url).url)
 
     @contextmanager
-    def stream(self, remote: RemoteFile, start: int, end: int, check_etag: bool = False) -> Iterator[Iterator[bytes]]:
+    def stream(self, remote: RemoteFile, start: int, end: int, check_etag: bool = False) -> Iterator[Iterator[memoryview]]:
         """Opens bytes `start` to `end` (exclusive) as chunks; for a source without ranges, `start` must be 0.
 
         Args:
@@ -131,7 +111,7 @@ class HttpClient:
             headers["If-Range"] = remote.etag
         with self._get(remote.url, headers) as (response, _, _):
             if response.status_code == 206 and remote.ranges:
-                found_start, total = _content_range(response, start)
+                found_start, total = content_range(response.headers, remote.url, start)
                 if found_start != start or total not in (None, remote.size_bytes):
                     raise RangeError(f"{redact(remote.url)} answered another range than bytes {start} to {end - 1}.")
             elif response.status_code == 200:
@@ -142,38 +122,61 @@ class HttpClient:
             elif response.status_code in (400, 401, 403, 404, 410) and remote.url != remote.origin_url:
                 raise ExpiredError(f"the signed address of {redact(remote.origin_url)} is refused ({response.status_code}).")
             else:
-                raise _failure(response, remote.origin_url)
-            _refuse_encoding(response, remote.url)
-            if check_etag and remote.ranges and _strong_etag(response) != remote.etag:
+                raise failure(response.status_code, response.headers, remote.origin_url)
+            refuse_encoding(response.headers, remote.url)
+            if check_etag and remote.ranges and strong_etag(response.headers) != remote.etag:
                 raise RangeError(f"{redact(remote.url)} now has another ETag than {remote.etag}.")
             yield self._chunks(response, end - start)
 
-    def _chunks(self, response: requests.Response, num_bytes: int) -> Iterator[bytes]:
-        """Yields at most `num_bytes`, whatever the server sends beyond them."""
-        remaining = num_bytes
-        window_start, window_bytes = time.monotonic(), 0
+    def _chunks(self, response: requests.Response, num_bytes: int) -> Iterator[memoryview]:
+        """Yields at most `num_bytes`, whatever the server sends beyond them. A chunk is good until the next one.
+
+        Reads go past urllib3 into one buffer per thread: its own calls copy each TLS record several times.
+        """
+        body: http.client.HTTPResponse = response.raw._fp  # type: ignore[assignment]
+        buffer = self._buffer()
+        remaining, filled, yielded = num_bytes, 0, time.monotonic()
         while remaining:
+            self._active[response] = now = time.monotonic()
+            failure_reason = None
+            piece_end = min(filled + PIECE_BYTES, CHUNK_BYTES, remaining)
             try:
-                chunk = response.raw.read1(min(CHUNK_BYTES, remaining), decode_content=False)
-            except (urllib3.exceptions.HTTPError, OSError) as error:
-                raise TransientError(f"the connection broke: {_reason(error)}.") from None
-            if not chunk:
-                raise TransientError(f"the connection closed {remaining} bytes early.")
-            remaining -= len(chunk)
-            yield chunk
-            window_bytes += len(chunk)
-            elapsed = time.monotonic() - window_start
-            if elapsed >= self._stall_seconds:
-                if window_bytes < self._min_bytes_per_second * elapsed:
-                    raise TransientError(f"the connection stalled: {window_bytes} bytes in {elapsed:.0f} s.")
-                window_start, window_bytes = time.monotonic(), 0
+                length = body.readinto(buffer[filled:piece_end])
+                if not length:
+                    failure_reason = f"the connection closed {remaining - filled} bytes early."
+                    if response not in self._active:
+                        failure_reason = f"the connection stalled: less than {PIECE_BYTES} bytes in {self._stall_seconds:g} s."
+                filled += length
+            except (http.client.HTTPException, OSError, ValueError) as error:
+                failure_reason = f"the connection broke: {_reason(error)}."
+            if filled and (filled in (CHUNK_BYTES, remaining) or failure_reason or now - yielded > MAX_HOLD_SECONDS):
+                remaining -= filled
+                yield buffer[:filled]
+                filled, yielded = 0, time.monotonic()
+            if failure_reason and remaining:
+                raise TransientError(failure_reason)
+
+    def _buffer(self) -> memoryview:
+        buffer: memoryview | None = getattr(self._local, "buffer", None)
+        if buffer is None:
+            buffer = self._local.buffer = memoryview(bytearray(CHUNK_BYTES))
+        return buffer
+
+    def break_stalled(self) -> None:
+        """Ends reads that take longer than the stall time. To be called now and then while others read.
+
+        A socket's timeout sees silence only; this sees a byte a second, too.
+        """
+        now = time.monotonic()
+        for response, since in list(self._active.items()):
+            if now - since > self._stall_seconds:
+                self._active.pop(response, None)
+                _shut_down(response)
 
     def abort(self) -> None:
         """Ends every read of a body under way in other threads."""
         for response in list(self._active):
-            # A read that ends by itself in this moment has given its connection away already.
-            with suppress(ValueError, RuntimeError, OSError):
-                response.raw.shutdown()
+            _shut_down(response)
 
     @contextmanager
     def _get(
@@ -209,15 +212,15 @@ class HttpClient:
             if origin(url) == origin(start_url):
                 origin_headers = response.headers
             if not response.is_redirect:
-                self._active.add(response)
+                self._active[response] = time.monotonic()
                 try:
                     yield response, url, origin_headers
                 finally:
-                    self._active.discard(response)
+                    self._active.pop(response, None)
                     _release(response)
                 return
             response.close()
-            url = _redirect_target(url, response.headers["Location"])
+            url = redirect_target(url, response.headers["Location"])
         raise RefusedError(f"{redact(start_url)}: more than {MAX_REDIRECTS} redirects; give the address they lead to.")
 
     def _session(self) -> requests.Session:
@@ -228,20 +231,8 @@ class HttpClient:
 
 
 class _Session(requests.Session):
-    def get_redirect_target(self, resp: requests.Response) -> None:
+    def getredirect_target(self, resp: requests.Response) -> None:
         """Keeps requests from preparing a redirect: it would read the whole body and trip over a malformed target."""
-
-
-def parse_retry_after(value: str | None, now_seconds: float) -> float | None:
-    """Returns seconds to wait, from delta-seconds or an HTTP date (RFC 9110 section 10.2.3), None when absent or malformed."""
-    if not value:
-        return None
-    if _DIGITS.fullmatch(value.strip()):
-        return float(value)
-    try:
-        return max(0.0, email.utils.parsedate_to_datetime(value).timestamp() - now_seconds)
-    except (ValueError, OverflowError):
-        return None
 
 
 def _keep_netrc_out(request: requests.PreparedRequest) -> requests.PreparedRequest:
@@ -249,77 +240,18 @@ def _keep_netrc_out(request: requests.PreparedRequest) -> requests.PreparedReque
     return request
 
 
-def _redirect_target(source: str, location: str) -> str:
-    """Returns the absolute target of a redirect, or raises RefusedError for one that must not be followed."""
-    try:
-        target = urljoin(source, location)
-        parts = urlsplit(target)
-        origin(target)
-    except ValueError:
-        raise RefusedError(f"{redact(source)} redirects to a malformed address; refused.") from None
-    if parts.scheme not in ("http", "https") or (urlsplit(source).scheme == "https" and parts.scheme != "https"):
-        raise RefusedError(f"{redact(source)} redirects to {redact(target)}, which is not https; refused.")
-    if any(_is_link_local(address) for address in _addresses(parts.hostname or "")):
-        raise RefusedError(f"{redact(source)} redirects to the link-local address of {parts.hostname}; refused.")
-    return target
-
-
-def _addresses(host: str) -> list[str]:
-    """Resolves a host, since 169.254.169.254 has many spellings and names; a proxy may know hosts that we do not."""
-    try:
-        return [str(entry[4][0]) for entry in socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)]
-    except (OSError, UnicodeError):
-        return []
-
-
-def _is_link_local(text: str) -> bool:
-    address = ipaddress.ip_address(text.partition("%")[0])
-    mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None
-    return (mapped or address).is_link_local
+def _shut_down(response: requests.Response) -> None:
+    # A read that ends by itself in this moment has given its connection away already.
+    with suppress(ValueError, RuntimeError, OSError):
+        response.raw.shutdown()
 
 
 def _release(response: requests.Response) -> None:
     """Gives a connection whose body was read to the end back to the pool, and closes any other."""
     raw = response.raw
-    if getattr(raw, "length_remaining", None) == 0:
+    if raw._fp is not None and raw._fp.isclosed():
         raw.release_conn()
     response.close()
-
-
-def _content_range(response: requests.Response, asked_start: int) -> tuple[int, int | None]:
-    """Returns the start and total of a 206, or raises RangeError (RFC 9110 sections 14.4 and 15.3.7)."""
-    match = _CONTENT_RANGE.fullmatch(response.headers.get("Content-Range", ""))
-    if match is None:
-        raise RangeError(f"{redact(response.url)} answered 206 without a usable Content-Range from byte {asked_start}.")
-    return int(match[1]), None if match[3] == "*" else int(match[3])
-
-
-def _length(value: str | None) -> int | None:
-    return int(value) if value and _DIGITS.fullmatch(value) else None
-
-
-def _strong_etag(response: requests.Response) -> str | None:
-    """A weak validator may stand for other bytes and must not be sent in If-Range (RFC 9110 sections 8.8.1, 13.1.5)."""
-    etag = response.headers.get("ETag", "")
-    return etag if etag.startswith('"') and etag.endswith('"') and len(etag) > 2 else None
-
-
-def _refuse_encoding(response: requests.Response, url: str) -> None:
-    coding = response.headers.get("Content-Encoding", "identity")
-    if coding.lower() not in ("", "identity"):
-        raise RefusedError(f"{redact(url)} sends {coding}-coded content though identity was asked for; use another source.")
-
-
-def _failure(response: requests.Response, url: str) -> Exception:
-    status, where = response.status_code, redact(url)
-    if status in (401, 403):
-        return DeniedError(f"{where} answered {status}: it wants a token, or refuses the one it got; check token and licence.")
-    if status in (404, 410):
-        return GoneError(f"{where} answered {status}: no such file; check repository, file name and revision.")
-    if status in (408, 425, 429) or status >= 500:
-        wish = parse_retry_after(response.headers.get("Retry-After"), time.time())
-        return TransientError(f"{where} answered {status}.", wish)
-    return RefusedError(f"{where} answered {status}, which no other attempt would change; check the source.")
 
 
 def _reason(error: Exception) -> str:

@@ -1,12 +1,13 @@
-"""Says how far each model is, in lines fit for `kubectl logs`."""
+"""How far a model is: its counters, its rate, and the words for both."""
 
 from __future__ import annotations
 
 import logging
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 log = logging.getLogger(__name__)
 
@@ -49,36 +50,82 @@ class ModelProgress:
             return self._furthest_bytes
 
     def retrying(self, reason: str, wait_seconds: float) -> None:
-        self.num_retries += 1
+        with self._lock:
+            self.num_retries += 1
         log.warning("%s: %s Trying again in %.1f s.", self.model_id, reason, wait_seconds)
 
     @contextmanager
     def reported_every(self, interval_seconds: float) -> Iterator[None]:
-        """Logs a line per interval while the block runs."""
-        done = threading.Event()
-        thread = threading.Thread(target=self._report, args=(interval_seconds, done), name="progress", daemon=True)
-        thread.start()
-        try:
+        """Logs a line per interval while the block runs, for a model that is on no board."""
+        with calling_every(interval_seconds, _LineLogger(self)):
             yield
-        finally:
-            done.set()
-            thread.join()
 
-    def _report(self, interval_seconds: float, done: threading.Event) -> None:
-        last_seconds, last_bytes = time.monotonic(), self.total_bytes()
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """Bytes at one moment, of one model or of several together."""
+
+    present_bytes: int
+    size_bytes: int
+    bytes_per_second: float
+
+    @property
+    def seconds_left(self) -> float | None:
+        """Returns the time left at this rate, None when no byte came."""
+        if self.bytes_per_second <= 0:
+            return None
+        return max(0, self.size_bytes - self.present_bytes) / self.bytes_per_second
+
+
+class Rate:
+    """Bytes per second over the last interval."""
+
+    def __init__(self, now_seconds: float) -> None:
+        self._last_seconds, self._last_bytes = now_seconds, 0
+        self.bytes_per_second = 0.0
+
+    def update(self, now_seconds: float, num_bytes: int) -> None:
+        self.bytes_per_second = (num_bytes - self._last_bytes) / max(now_seconds - self._last_seconds, 1e-6)
+        self._last_seconds, self._last_bytes = now_seconds, num_bytes
+
+
+class _LineLogger:
+    """Logs one model's line whenever it is called."""
+
+    def __init__(self, progress: ModelProgress) -> None:
+        self._progress = progress
+        self._rate = Rate(time.monotonic())
+
+    def __call__(self) -> None:
+        progress = self._progress
+        self._rate.update(time.monotonic(), progress.total_bytes())
+        line = progress_line(progress.model_id, progress.present_bytes(), progress.size_bytes, self._rate.bytes_per_second)
+        log.info("%s", line)
+
+
+@contextmanager
+def calling_every(interval_seconds: float, call: Callable[[], None]) -> Iterator[None]:
+    """Calls in a thread of its own while the block runs."""
+    done = threading.Event()
+
+    def work() -> None:
         while not done.wait(interval_seconds):
-            now_seconds, now_bytes = time.monotonic(), self.total_bytes()
-            rate = (now_bytes - last_bytes) / (now_seconds - last_seconds)
-            log.info("%s", progress_line(self.model_id, self.present_bytes(), self.size_bytes, rate))
-            last_seconds, last_bytes = now_seconds, now_bytes
+            call()
+
+    thread = threading.Thread(target=work, name="progress", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
 
 
 def progress_line(model_id: str, present_bytes: int, size_bytes: int, bytes_per_second: float) -> str:
     """Returns one line: bytes, share, rate and the time left at that rate."""
-    left = "no bytes coming"
-    if bytes_per_second > 0:
-        left = f"{human_seconds((size_bytes - present_bytes) / bytes_per_second)} left"
-    share = present_bytes * 100 // size_bytes
+    seconds_left = Span(present_bytes, size_bytes, bytes_per_second).seconds_left
+    left = "no bytes coming" if seconds_left is None else f"{human_seconds(seconds_left)} left"
+    share = present_bytes * 100 // max(size_bytes, 1)
     return (
         f"{model_id}: {human_bytes(present_bytes)} of {human_bytes(size_bytes)} ({share} %), "
         f"{human_bytes(bytes_per_second)}/s, {left}"

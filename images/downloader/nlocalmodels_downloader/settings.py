@@ -14,16 +14,24 @@ from nlocalmodels_downloader.sources import parse_source, redact
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """How to download; what to download is in downloads.yaml."""
+    """How to download; what to download is in downloads.yaml.
+
+    `is_durable` waits for the disk before a file is published; without it a file is verified again after a reboot instead.
+    `volume_limit_bytes` is the size limit of an emptyDir, which a filesystem's own figures do not show.
+    """
 
     hub_endpoint: str = "https://huggingface.co"
     hub_token: str | None = field(default=None, repr=False)
     owner: str = "local"
-    num_connections: int = 4
+    num_connections: int = 16
     num_attempts: int = 10
     connect_timeout_seconds: float = 15.0
     stall_seconds: float = 60.0
     progress_seconds: float = 10.0
+    lease_seconds: float = 90.0
+    lease_budget_seconds: float = 1800.0
+    is_durable: bool = False
+    volume_limit_bytes: int | None = None
     termination_message_path: Path = Path("/dev/termination-log")
 
 
@@ -43,6 +51,10 @@ def read_settings(environ: Mapping[str, str]) -> Settings:
         num_attempts=int(_number(environ, "DOWNLOAD_ATTEMPTS", defaults.num_attempts, 1, 1000)),
         connect_timeout_seconds=_number(environ, "DOWNLOAD_CONNECT_SECONDS", defaults.connect_timeout_seconds, 0.1, 600),
         stall_seconds=_number(environ, "DOWNLOAD_STALL_SECONDS", defaults.stall_seconds, 0.1, 3600),
+        lease_seconds=_number(environ, "DOWNLOAD_LEASE_SECONDS", defaults.lease_seconds, 0.5, 3600),
+        lease_budget_seconds=_number(environ, "DOWNLOAD_WAIT_SECONDS", defaults.lease_budget_seconds, 0, 1e6),
+        is_durable=_boolean(environ, "DOWNLOAD_DURABLE"),
+        volume_limit_bytes=int(_number(environ, "MODEL_PATH_LIMIT_BYTES", 0, 1, 1 << 60)) or None,
         progress_seconds=_number(environ, "DOWNLOAD_PROGRESS_SECONDS", defaults.progress_seconds, 0.1, 3600),
         termination_message_path=Path(environ.get("TERMINATION_MESSAGE_PATH") or defaults.termination_message_path),
     )
@@ -64,6 +76,13 @@ def _token(text: str) -> str | None:
     if not all("!" <= character <= "~" for character in token):
         raise ConfigError("HF_TOKEN holds characters that no token has (its value is not shown); set it anew.")
     return token or None
+
+
+def _boolean(environ: Mapping[str, str], name: str) -> bool:
+    text = environ.get(name, "")
+    if text not in ("", "true", "false"):
+        raise ConfigError(f"{name}={os.fsencode(text)!r} is neither true nor false; set it so or leave it out.")
+    return text == "true"
 
 
 def _number(environ: Mapping[str, str], name: str, default: float, low: float, high: float) -> float:

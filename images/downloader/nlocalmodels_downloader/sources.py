@@ -1,4 +1,4 @@
-"""Where a file comes from: https://, http:// or hf://ORG/REPO/FILE@REVISION."""
+"""Where a file comes from: https://, http://, file:/// or hf://ORG/REPO/FILE@REVISION."""
 
 from __future__ import annotations
 
@@ -25,6 +25,10 @@ class Source:
         return self.hub_path is not None
 
     @property
+    def is_local(self) -> bool:
+        return self.text.startswith("file://")
+
+    @property
     def is_pinned(self) -> bool:
         """Whether the hub can never serve other bytes under this name: a whole commit hash, not a branch or tag."""
         return self.revision is not None and bool(_COMMIT.fullmatch(self.revision))
@@ -48,13 +52,17 @@ def parse_source(text: str) -> Source:
             raise ConfigError(f"'{redact(text)}' is not of the form hf://ORG/REPO/FILE@REVISION; add what is missing.")
         path = f"{match['org']}/{match['repo']}/resolve/{quote(match['revision'], safe='')}/{quote(match['file'])}"
         return Source(text, path, match["revision"])
+    if text.startswith("file:///") and len(text) > len("file:///"):
+        return Source(text)
     try:
         parts = urlsplit(text)
         port_is_valid = parts.port is None or parts.port > 0
     except ValueError:
         port_is_valid = False
     if not port_is_valid or parts.scheme not in ("http", "https") or not parts.hostname:
-        raise ConfigError(f"'{redact(text)}' is not a source; give https://…, http://… or hf://ORG/REPO/FILE@REVISION.")
+        raise ConfigError(
+            f"'{redact(text)}' is not a source; give https://…, http://…, file:///… or hf://ORG/REPO/FILE@REVISION."
+        )
     return Source(text)
 
 

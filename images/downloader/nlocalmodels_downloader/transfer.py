@@ -1,31 +1,37 @@
-"""Brings every missing block of one file into its partial, over several connections."""
+"""Brings every missing block of one file into its partial, over as many connections as pay, and computes its digest."""
 
 from __future__ import annotations
 
 import logging
-import queue
 import threading
 import zlib
-from collections import deque
 from dataclasses import dataclass, replace
 
-from nlocalmodels_downloader.errors import (
-    CorruptError,
-    ExpiredError,
-    RangeError,
-    StoppedError,
-)
+from nlocalmodels_downloader.clients import Client, RemoteFile
+from nlocalmodels_downloader.connections import Crew
+from nlocalmodels_downloader.errors import CorruptError, ExpiredError, RangeError, StoppedError, TransientError
 from nlocalmodels_downloader.gguf import looks_like_gguf
-from nlocalmodels_downloader.http_client import HttpClient, RemoteFile
+from nlocalmodels_downloader.hashing import TrailingHash
 from nlocalmodels_downloader.partial import Partial
 from nlocalmodels_downloader.progress import ModelProgress
 from nlocalmodels_downloader.retry import RetryPolicy, run_until
-from nlocalmodels_downloader.segments import BLOCK_BYTES, Segment, plan_segments, segment_bytes
+from nlocalmodels_downloader.segments import BLOCK_BYTES, Budget, Segment, SegmentQueue, runs
 
 log = logging.getLogger(__name__)
 
-# Times 0.2 s: how long a stop waits for connections that have not had an answer yet.
-_NUM_WAITS_AFTER_STOP = 5
+_TICK_SECONDS = 0.1
+# How many ticks a stop waits for connections that have not had an answer yet.
+_NUM_TICKS_AFTER_STOP = 10
+
+
+@dataclass(frozen=True, slots=True)
+class TransferOptions:
+    """What all transfers of a run share. `max_connections` is per file."""
+
+    max_connections: int
+    num_attempts: int
+    budget: Budget
+    stop: threading.Event
 
 
 @dataclass(slots=True)
@@ -34,7 +40,9 @@ class _Cursor:
 
     segment: Segment
     position: int
+    segments: SegmentQueue
     block_crc32: int = 0
+    recorded_bytes: int = 0
 
 
 class Transfer:
@@ -42,39 +50,45 @@ class Transfer:
 
     def __init__(
         self,
-        client: HttpClient,
+        client: Client,
         remote: RemoteFile,
         partial: Partial,
         progress: ModelProgress,
-        stop: threading.Event,
-        num_connections: int,
-        num_attempts: int,
+        options: TransferOptions,
         digest_is_known: bool = True,
     ) -> None:
         self._client = client
         self._remote = remote
         self._partial = partial
         self._progress = progress
-        self._stop = stop
+        self._options = options
+        self._stop = options.stop
         self._abort = threading.Event()
-        self._num_connections = num_connections
         self._digest_is_known = digest_is_known
-        self._probe_policy = RetryPolicy(num_attempts, progress.furthest_bytes, stop, progress.retrying)
+        self._probe_policy = RetryPolicy(options.num_attempts, progress.furthest_bytes, self._stop, progress.retrying)
         # Waits on the abort, so that one connection's final failure ends the others' waits, too.
-        self._policy = RetryPolicy(num_attempts, progress.furthest_bytes, self._abort, progress.retrying)
+        self._policy = RetryPolicy(options.num_attempts, progress.furthest_bytes, self._abort, progress.retrying)
         self._remote_lock = threading.Lock()
 
-    def run(self) -> None:
-        """Returns when no block is missing.
+    def run(self) -> str:
+        """Returns the sha256 of what is on disk when no block is missing.
 
         Raises:
             DownloaderError: what stopped it; all complete blocks are kept.
         """
-        while self._partial.missing_blocks():
-            try:
-                self._fetch_missing()
-            except RangeError as error:
-                self._look_again(error)
+        trailing = TrailingHash(self._partial)
+        try:
+            while True:
+                while self._partial.missing_blocks():
+                    try:
+                        self._fetch_missing()
+                    except RangeError as error:
+                        self._look_again(error)
+                digest = trailing.wait(self._stop)
+                if digest is not None:
+                    return digest
+        finally:
+            trailing.close()
 
     def _look_again(self, error: RangeError) -> None:
         """Finds out why a range was not answered as one, and asks for less: no If-Range, then no ranges."""
@@ -100,59 +114,48 @@ class Transfer:
         self._remote = replace(now, size_bytes=before.size_bytes)
 
     def _fetch_missing(self) -> None:
+        """Runs connections until nothing is missing, one fails for good, or the stop event is set."""
+        size_bytes = self._partial.size_bytes
         if self._remote.ranges:
-            segments = plan_segments(
-                self._partial.missing_blocks(), self._partial.size_bytes, segment_bytes(self._num_connections)
-            )
+            segments = SegmentQueue(runs(self._partial.missing_blocks(), size_bytes), self._options.budget)
+            max_connections = self._options.max_connections
         else:
-            segments = deque([Segment(0, self._partial.size_bytes)])
-        outcomes: queue.SimpleQueue[BaseException | None] = queue.SimpleQueue()
+            # Nothing in between can be asked for: one stream, which no budget can bound.
+            segments, max_connections = SegmentQueue([Segment(0, size_bytes)], Budget(size_bytes)), 1
         self._abort.clear()
         self._progress.restarted(self._partial.complete_bytes)
-        threads = [
-            threading.Thread(target=self._work, args=(segments, outcomes), name=f"connection-{number}", daemon=True)
-            for number in range(min(self._num_connections, len(segments)))
-        ]
-        for thread in threads:
-            thread.start()
+        crew = self._crew = Crew(lambda number: self._work(segments, number), max_connections)
         first_error: BaseException | None = None
-        num_running = len(threads)
-        num_waits_left = _NUM_WAITS_AFTER_STOP
-        while num_running:
-            try:
-                outcome = outcomes.get(timeout=0.2)
-            except queue.Empty:
-                if self._stop.is_set():
-                    self._abort.set()
-                    self._client.abort()
-                    num_waits_left -= 1
-                if num_waits_left == 0:
-                    # The rest wait for a connection or a first byte; they will find a closed partial.
-                    break
-                continue
-            num_running -= 1
+        num_ticks_left = _NUM_TICKS_AFTER_STOP
+        while crew.num_running:
+            outcome = crew.tick(self._progress.total_bytes(), _TICK_SECONDS)
+            self._client.break_stalled()
             if outcome is not None and first_error is None:
                 first_error = outcome
+            if first_error is not None or self._stop.is_set():
                 self._abort.set()
                 self._client.abort()
+            if self._stop.is_set():
+                num_ticks_left -= 1
+                if num_ticks_left == 0:
+                    # The rest wait for a connection or a first byte; they will find a closed partial.
+                    break
         if self._stop.is_set():
             raise StoppedError("stopped; the next run goes on from here.")
         if first_error is not None:
             raise first_error
 
-    def _work(self, segments: deque[Segment], outcomes: queue.SimpleQueue[BaseException | None]) -> None:
+    def _work(self, segments: SegmentQueue, num_connections: int) -> bool:
+        """Fetches one segment; False when there was none to take."""
+        segment = None if self._abort.is_set() else segments.take(num_connections)
+        if segment is None:
+            return not (self._abort.is_set() or segments.is_empty or self._abort.wait(0.02))
+        cursor = _Cursor(segment, segment.start, segments)
         try:
-            while segments and not self._abort.is_set():
-                try:
-                    segment = segments.popleft()
-                except IndexError:
-                    break
-                cursor = _Cursor(segment, segment.start)
-                self._policy.run(lambda cursor=cursor: self._stream_into(cursor))  # type: ignore[misc]
-        except BaseException as error:
-            outcomes.put(error)
-        else:
-            outcomes.put(None)
+            self._policy.run(lambda: self._stream_into(cursor))
+        finally:
+            segments.give_back(segment.num_bytes - cursor.recorded_bytes)
+        return True
 
     def _stream_into(self, cursor: _Cursor) -> None:
         remote = self._remote
@@ -162,8 +165,7 @@ class Transfer:
             # Nothing in between can be asked for, so each attempt starts over.
             cursor.position, cursor.block_crc32 = 0, 0
             self._progress.restarted(0)
-            if not self._digest_is_known:
-                self._partial.reset()
+            self._partial.reset()
         check_etag = not self._digest_is_known
         try:
             with self._client.stream(remote, cursor.position, cursor.segment.end, check_etag) as chunks:
@@ -172,16 +174,21 @@ class Transfer:
                         raise StoppedError("stopped; the next run goes on from here.")
                     if cursor.position == 0 and not looks_like_gguf(chunk) and len(chunk) >= 4:
                         raise CorruptError(
-                            f"the source sends something else than GGUF (it starts with {chunk[:16]!r}); check its address."
+                            f"the source sends something else than GGUF (it starts with {bytes(chunk[:16])!r}); "
+                            "check its address."
                         )
                     self._store(cursor, chunk)
         except ExpiredError:
             self._refresh(remote)
             raise
+        except TransientError as error:
+            if error.retry_after_seconds is not None:
+                self._crew.back_off()
+            raise
 
-    def _store(self, cursor: _Cursor, chunk: bytes) -> None:
+    def _store(self, cursor: _Cursor, chunk: memoryview) -> None:
         """Writes a chunk and records each block that it completes."""
-        view = memoryview(chunk)
+        view = chunk
         while view:
             block = cursor.position // BLOCK_BYTES
             block_end = min((block + 1) * BLOCK_BYTES, self._partial.size_bytes)
@@ -192,8 +199,16 @@ class Transfer:
             self._progress.received(len(piece))
             if cursor.position == block_end:
                 self._partial.complete(block, cursor.block_crc32)
-                cursor.block_crc32 = 0
+                self._record(cursor, block_end - block * BLOCK_BYTES)
             view = view[len(piece) :]
+
+    @staticmethod
+    def _record(cursor: _Cursor, num_bytes: int) -> None:
+        cursor.block_crc32 = 0
+        # A whole stream that starts over records its blocks again.
+        if cursor.recorded_bytes + num_bytes <= cursor.segment.num_bytes:
+            cursor.recorded_bytes += num_bytes
+            cursor.segments.give_back(num_bytes)
 
     def _refresh(self, expired: RemoteFile) -> None:
         """Resolves the origin once, however many connections met the expired address."""

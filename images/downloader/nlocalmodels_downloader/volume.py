@@ -1,7 +1,8 @@
 """The folder of models and what the downloader keeps beside them.
 
 MODEL_PATH/<file>.gguf                      finished models, plain files
-MODEL_PATH/.nlocalmodels/partials/<owner>.<n>/   unfinished ones, of one process only
+MODEL_PATH/.nlocalmodels/partials/<owner>.<n>/   unfinished ones, of one process only (workspaces.py)
+MODEL_PATH/.nlocalmodels/leases/<key>.<n>        who fetches a file at present (lease.py)
 MODEL_PATH/.nlocalmodels/verified/<file>.json    what a finished file was when its digest was last computed
 MODEL_PATH/.nlocalmodels/replaced/               files of other hands that had a declared name
 MODEL_PATH/.nlocalmodels/publish.lock            one process publishes at a time
@@ -10,25 +11,22 @@ MODEL_PATH/.nlocalmodels/sets/<id>.json          a set whose models are all ther
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import hashlib
 import json
 import os
-import re
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Event
 
-from nlocalmodels_downloader.errors import SpaceError, StoppedError
+from nlocalmodels_downloader.errors import StoppedError
 from nlocalmodels_downloader.partial import naming_space_errors
+from nlocalmodels_downloader.workspaces import Workspaces
 
 STATE_FOLDER = ".nlocalmodels"
-MAX_WORKSPACES = 64
-_MAX_TAKEOVERS = 100
 MAX_LOCK_WAITS = 100
 
 
@@ -44,74 +42,51 @@ class Volume:
     def __init__(self, root: Path, owner: str) -> None:
         self.root = root
         self.state = root / STATE_FOLDER
-        self._owner = re.sub(r"[^A-Za-z0-9._-]", "_", owner) or "local"
-        self._workspace_lock: int | None = None
-        self._workspace: Path | None = None
+        self.leases = self.state / "leases"
+        self.workspaces = Workspaces(self.state, owner)
 
     def path(self, file: str) -> Path:
         return self.root / file
 
     def workspace(self) -> Path:
-        """Returns a folder that is this process's own for as long as it lives, and the same one after a restart.
-
-        The lock only tells live processes of one owner apart. Where locks lie, owners differ (a pod's UID), and a wrong
-        digest is never published in any case.
-        """
-        if self._workspace is not None:
-            return self._workspace
-        with naming_space_errors(self.root):
-            for number in range(MAX_WORKSPACES):
-                folder = self._first_workspace().with_name(f"{self._owner}.{number}")
-                lock = _take_workspace(folder)
-                if lock is not None:
-                    self._workspace_lock, self._workspace = lock, folder
-                    return folder
-        raise SpaceError(f"{self.state}: {MAX_WORKSPACES} downloads of '{self._owner}' run already; end some of them.")
-
-    def _first_workspace(self) -> Path:
-        return self.state / "partials" / f"{self._owner}.0"
+        """Returns a folder that is this process's own for as long as it lives, and the same one after a restart."""
+        return self.workspaces.claim()
 
     def close(self) -> None:
         """Gives the workspace back, and removes it when nothing unfinished is left in it."""
-        if self._workspace is None or self._workspace_lock is None:
-            return
-        if os.listdir(self._workspace) == ["lock"]:
-            (self._workspace / "lock").unlink()
-            # Another process may have begun to take it over in this moment.
-            with suppress(OSError):
-                self._workspace.rmdir()
-        os.close(self._workspace_lock)
-        self._workspace = self._workspace_lock = None
+        self.workspaces.close()
 
     def discard_partials(self) -> None:
         """Removes what this owner left unfinished, once all that is declared is there."""
-        if not self._first_workspace().is_dir():
-            return
-        for path in self.workspace().iterdir():
-            if path.name != "lock":
-                path.unlink()
+        self.workspaces.discard_partials()
 
     def verified(self, file: str) -> Verified | None:
-        """Returns the digest recorded for a finished file, if the file is still the one it was computed from."""
+        """Returns the digest recorded for a finished file, if the file is still the one it was computed from.
+
+        A record of bytes that nobody waited for the disk to have is good until the machine starts anew, for a power cut may
+        have lost some of them (docs/decisions/0005-durability.md).
+        """
         try:
             status = self.path(file).stat()
             record = json.loads(self._record_path(file).read_bytes())
-            if record["fingerprint"] != _fingerprint(status):
+            if record["fingerprint"] != _fingerprint(status) or record["bootId"] not in (None, boot_id()):
                 return None
             return Verified(str(record["sha256"]), str(record["source"]))
         except (OSError, ValueError, KeyError, TypeError):
             return None
 
-    def record_verified(self, file: str, verified: Verified) -> None:
+    def record_verified(self, file: str, verified: Verified, is_durable: bool = False) -> None:
+        """Records a digest that was just computed. `is_durable` says that the disk has the bytes."""
         record = {
             "sha256": verified.sha256,
             "source": verified.source,
+            "bootId": None if is_durable else boot_id(),
             "fingerprint": _fingerprint(self.path(file).stat()),
         }
         write_durably(self._record_path(file), json.dumps(record, indent=1).encode())
 
-    def publish(self, data_path: Path, file: str, verified: Verified) -> None:
-        """Gives finished, verified and synced bytes their own name, at once and durably.
+    def publish(self, data_path: Path, file: str, verified: Verified, is_durable: bool = False) -> None:
+        """Gives finished and verified bytes their own name, at once.
 
         A file of another hand that has the name is kept under `replaced/`; one that the downloader put there is replaced.
         """
@@ -122,7 +97,7 @@ class Volume:
             os.chmod(data_path, 0o644)
             os.replace(data_path, target)
             sync_folder(self.root)
-            self.record_verified(file, verified)
+            self.record_verified(file, verified, is_durable)
 
     def _is_own(self, file: str) -> bool:
         """Whether a finished file is one that was recorded; its ctime also changes when a kubelet sets its group."""
@@ -164,36 +139,27 @@ class Volume:
         finally:
             os.close(lock)
 
-    def free_bytes(self) -> int:
+    def free_bytes(self, limit_bytes: int | None = None) -> int:
+        """Returns what may still be written: what the filesystem has free, within the size limit of an emptyDir."""
         status = os.statvfs(self.root)
-        return status.f_bavail * status.f_frsize
+        free_bytes = status.f_bavail * status.f_frsize
+        if limit_bytes is None:
+            return free_bytes
+        used_bytes = sum(
+            os.lstat(os.path.join(folder, name)).st_blocks * 512 for folder, _, names in os.walk(self.root) for name in names
+        )
+        return min(free_bytes, max(0, limit_bytes - used_bytes))
 
     def _record_path(self, file: str) -> Path:
         return self.state / "verified" / f"{file}.json"
 
 
-def _take_workspace(folder: Path) -> int | None:
-    """Returns the descriptor of the folder's lock, None if a live process has it."""
-    for _ in range(_MAX_TAKEOVERS):
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            lock = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-        except (FileExistsError, FileNotFoundError):
-            if folder.is_file():
-                raise
-            continue  # its last holder removes the folder in this moment
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
-                os.close(lock)
-                return None
-            # A filesystem without locks: the owner's name alone keeps processes apart.
-        with suppress(FileNotFoundError):
-            if (folder / "lock").stat().st_ino == os.fstat(lock).st_ino:
-                return lock
-        os.close(lock)  # a lock that its last holder has removed since
-    return None
+def boot_id() -> str:
+    """Returns what names this run of the kernel, empty where there is no such thing."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return ""
 
 
 def sha256_of(path: Path, stop: Event) -> str:

@@ -1,0 +1,100 @@
+"""How many connections a file gets: few at first, more as long as each doubling brings bytes faster, fewer when asked."""
+
+from __future__ import annotations
+
+import os
+import queue
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+
+_FIRST_CONNECTIONS = 2
+_CHECK_SECONDS = 0.25
+# A doubling that brings less than this is not worth its connections.
+_LEAST_GAIN = 1.25
+# Beyond this share of the cores, connections take time from one another: the machine is the limit, not the network.
+_BUSY_SHARE = 0.5
+
+
+class Governor:
+    """Decides from measured rates. Pure: time, bytes and CPU seconds are told to it."""
+
+    def __init__(self, max_connections: int, num_cores: int) -> None:
+        self._max_connections = max_connections
+        self._busy_load = num_cores * _BUSY_SHARE
+        self._num_connections = min(_FIRST_CONNECTIONS, max_connections)
+        self._rate_before = 0.0
+        self._is_settled = False
+        self._last: tuple[float, int, float] | None = None
+
+    def wanted(self, now_seconds: float, received_bytes: int, cpu_seconds: float) -> int:
+        """Returns how many connections there should be, after what has come until now."""
+        if self._last is None:
+            self._last = (now_seconds, received_bytes, cpu_seconds)
+        elapsed = now_seconds - self._last[0]
+        if elapsed < _CHECK_SECONDS or self._is_settled or self._num_connections >= self._max_connections:
+            return self._num_connections
+        rate = (received_bytes - self._last[1]) / elapsed
+        load = (cpu_seconds - self._last[2]) / elapsed
+        self._last = (now_seconds, received_bytes, cpu_seconds)
+        if rate == 0:
+            return self._num_connections
+        if load > self._busy_load or rate < self._rate_before * _LEAST_GAIN:
+            self._is_settled = True
+        else:
+            self._rate_before = rate
+            self._num_connections = min(2 * self._num_connections, self._max_connections)
+        return self._num_connections
+
+    def back_off(self) -> None:
+        """Halves the connections for good, for a server that said it has too many requests."""
+        self._is_settled = True
+        self._num_connections = max(1, self._num_connections // 2)
+
+
+class Crew:
+    """Threads that each call `work` with the number of connections until it returns False."""
+
+    def __init__(self, work: Callable[[int], bool], max_connections: int) -> None:
+        self._work = work
+        self._governor = Governor(max_connections, len(os.sched_getaffinity(0)))
+        self._outcomes: queue.SimpleQueue[BaseException | None] = queue.SimpleQueue()
+        self._wanted = 0
+        self._num_started = 0
+        self._has_ended = False
+        self.num_running = 0
+        self._grow(0)
+
+    def tick(self, received_bytes: int, seconds: float) -> BaseException | None:
+        """Waits for a thread's end for a while, and returns its error; starts more threads when that pays."""
+        outcome: BaseException | None = None
+        with suppress(queue.Empty):
+            outcome = self._outcomes.get(timeout=seconds)
+            self.num_running -= 1
+            # There was nothing left for one; there will be nothing for more.
+            self._has_ended = True
+        if not self._has_ended:
+            self._grow(received_bytes)
+        return outcome
+
+    def back_off(self) -> None:
+        """Lets about half of the threads end after what they are at."""
+        self._governor.back_off()
+        self._wanted = self._governor.wanted(time.monotonic(), 0, 0.0)
+
+    def _grow(self, received_bytes: int) -> None:
+        self._wanted = self._governor.wanted(time.monotonic(), received_bytes, time.process_time())
+        while self._num_started < self._wanted:
+            threading.Thread(target=self._run, args=(self._num_started,), name="connection", daemon=True).start()
+            self._num_started += 1
+            self.num_running += 1
+
+    def _run(self, number: int) -> None:
+        try:
+            while number < self._wanted and self._work(self._wanted):
+                pass
+        except BaseException as error:
+            self._outcomes.put(error)
+        else:
+            self._outcomes.put(None)

@@ -1,0 +1,80 @@
+"""From a declared source to bytes that can be asked for, and the digest they must have."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, replace
+
+from nlocalmodels_downloader.clients import Client, RemoteFile
+from nlocalmodels_downloader.config import Model
+from nlocalmodels_downloader.errors import CorruptError, RefusedError
+from nlocalmodels_downloader.http_client import HttpClient
+from nlocalmodels_downloader.local_client import LocalClient
+from nlocalmodels_downloader.progress import ModelProgress
+from nlocalmodels_downloader.retry import RetryPolicy, run_until
+from nlocalmodels_downloader.settings import Settings
+from nlocalmodels_downloader.sources import Source
+from nlocalmodels_downloader.transfer import TransferOptions
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Resolved:
+    """`sha256` is None only for bytes that were allowed to be unverified. `remote.size_bytes` is known."""
+
+    client: Client
+    remote: RemoteFile
+    sha256: str | None
+
+
+class Resolver:
+    """Knows the clients. One for a whole run, so that they share connections and what hosts asked for."""
+
+    def __init__(self, settings: Settings, options: TransferOptions, allow_unverified: bool) -> None:
+        self._settings = settings
+        self._options = options
+        self._allow_unverified = allow_unverified
+        self._http = HttpClient(
+            settings.connect_timeout_seconds, settings.stall_seconds, settings.hub_token, settings.hub_endpoint
+        )
+        self._local = LocalClient()
+
+    def resolve(self, file: Model, source: Source, known_sha256: str | None) -> Resolved:
+        """Asks the source what it has, and judges whether that is what was declared.
+
+        Args:
+            known_sha256: a digest that an earlier source of the same file stated; a declared one goes before it.
+
+        Raises:
+            DownloaderError: this source will not do; another may.
+        """
+        client = self._local if source.is_local else self._http
+        url = source.url(self._settings.hub_endpoint)
+        stop = self._options.stop
+        policy = RetryPolicy(self._options.num_attempts, lambda: 0, stop, ModelProgress(file.id, 0, 0).retrying)
+        remote = policy.run(lambda: run_until(stop, lambda: client.probe(url)))
+        size_bytes = file.size_bytes or remote.size_bytes
+        if size_bytes is None:
+            raise RefusedError(f"{source} does not state its size; declare sizeBytes.")
+        if remote.size_bytes not in (None, size_bytes):
+            raise CorruptError(
+                f"{source} has {remote.size_bytes} bytes, but sizeBytes declares {size_bytes}; correct one of them."
+            )
+        return self._judge(file, source, client, replace(remote, size_bytes=size_bytes), file.sha256 or known_sha256)
+
+    def _judge(self, file: Model, source: Source, client: Client, remote: RemoteFile, sha256: str | None) -> Resolved:
+        if sha256 is not None:
+            return Resolved(client, remote, sha256)
+        if source.is_pinned and remote.linked_sha256 and remote.commit in (None, source.revision):
+            log.info("%s: the hub states sha256 %s for this commit", file.id, remote.linked_sha256)
+            return Resolved(client, remote, remote.linked_sha256)
+        if self._allow_unverified:
+            log.warning("%s: no digest is known for %s; it is taken UNVERIFIED, as allowed", file.id, source)
+            # Without a validator either, one stream is all that is sure to be of one version.
+            return Resolved(client, replace(remote, ranges=remote.ranges and remote.etag is not None), None)
+        if source.is_hub and remote.commit:
+            raise RefusedError(
+                f"{source}: revision '{source.revision}' can move; name the commit @{remote.commit} or declare sha256."
+            )
+        raise RefusedError(f"{source}: no digest to verify it by; declare sha256, or set allowUnverified: true.")

@@ -1,0 +1,81 @@
+"""Keeps a volume equal to a list that changes, as a sidecar does."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from pathlib import Path
+from threading import Event
+
+from nlocalmodels_downloader.config import Config, load_config
+from nlocalmodels_downloader.errors import ConfigError, DownloaderError, StoppedError
+from nlocalmodels_downloader.sync import Failure
+
+log = logging.getLogger(__name__)
+
+FIRST_RETRY_SECONDS = 5.0
+MAX_RETRY_SECONDS = 300.0
+
+
+def watch(
+    config_path: Path,
+    sync_once: Callable[[Config], list[Failure]],
+    stop: Event,
+    poll_seconds: float = 5.0,
+    recheck_seconds: float = 300.0,
+) -> int:
+    """Syncs now, whenever the list's content changes, and every `recheck_seconds`. Returns 0 when told to stop.
+
+    Raises:
+        ConfigError: the list is wrong from the beginning.
+    """
+    content = _read(config_path)
+    config = load_config(config_path)
+    num_failures = 0
+    due_seconds = time.monotonic()
+    while not stop.is_set():
+        now_content = _read(config_path)
+        # By content: a mounted ConfigMap changes by a swapped link, under which an older file may have a newer list.
+        if now_content is not None and now_content != content:
+            content = now_content
+            try:
+                config = load_config(config_path)
+            except ConfigError as error:
+                log.error("%s The list from before stays in force.", error)
+            else:
+                log.info("%s has changed", config_path)
+                num_failures, due_seconds = 0, time.monotonic()
+        if time.monotonic() >= due_seconds:
+            num_failures = 0 if _sync(sync_once, config, stop) else num_failures + 1
+            wait_seconds = recheck_seconds if num_failures == 0 else min(recheck_seconds, retry_seconds(num_failures))
+            if num_failures:
+                log.warning("the volume is not up to date; trying again in %.0f s", wait_seconds)
+            due_seconds = time.monotonic() + wait_seconds
+        stop.wait(min(poll_seconds, max(0.0, due_seconds - time.monotonic())))
+    return 0
+
+
+def retry_seconds(num_failures: int) -> float:
+    """Returns the wait after so many failed syncs in a row."""
+    return min(MAX_RETRY_SECONDS, FIRST_RETRY_SECONDS * 2.0 ** min(num_failures - 1, 16))
+
+
+def _sync(sync_once: Callable[[Config], list[Failure]], config: Config, stop: Event) -> bool:
+    try:
+        return not sync_once(config)
+    except StoppedError:
+        if not stop.is_set():
+            raise
+        return True
+    except DownloaderError as error:
+        log.error("%s", error)
+        return False
+
+
+def _read(path: Path) -> bytes | None:
+    """Returns None while the list is not there: in a swap of links, it may be gone for a moment."""
+    try:
+        return path.read_bytes()
+    except OSError:
+        return None
