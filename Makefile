@@ -1,15 +1,15 @@
 .DEFAULT_GOAL := help
-.PHONY: help setup run test e2e check format lock clean
+.PHONY: help setup run test e2e check format lock clean bench-download
 
 PYTHON ?= python3
 BIN := .venv/bin
 PORT ?= 11434
 MODELS ?=
 MODEL_PATH ?= .models
-CODE := images tests tools
+CODE := images tests tools benchmarks
 
 help: ## Say what there is
-	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
 
 setup: ## Set up .venv, everything pinned (the others call it)
 	@$(PYTHON) tools/setup.py
@@ -28,6 +28,10 @@ check: setup ## Lint and types; edits nothing
 	$(BIN)/ruff format --check $(CODE)
 	$(BIN)/mypy -p nlocalmodels_downloader -p nlocalmodels_server
 	$(BIN)/mypy tools tests
+	$(BIN)/mypy benchmarks
+
+bench-download: setup ## Measure the downloader against curl, aria2c and huggingface_hub; writes benchmarks/download/RESULTS.md
+	@exec $(BIN)/python benchmarks/download/bench.py $(ARGS)
 
 format: setup ## Format and fix what can be fixed
 	$(BIN)/ruff check --fix $(CODE)

@@ -14,7 +14,8 @@ OPTIONS += ["--no-emit-index-url", "--no-emit-find-links"]
 
 def main() -> None:
     uv = Path(sys.executable).with_name("uv")
-    for source in sorted([*ROOT.glob("requirements/*.in"), *ROOT.glob("images/*/requirements.in")]):
+    patterns = ("requirements/*.in", "images/*/requirements.in", "benchmarks/*/peers.in")
+    for source in sorted(path for pattern in patterns for path in ROOT.glob(pattern)):
         # Its dependencies are in the server's lock; it is only fetched by its own, as an sdist.
         more = ["--no-deps", "--no-binary", "llama-cpp-python"] if source.name == "llama.in" else []
         target = source.with_suffix(".txt")

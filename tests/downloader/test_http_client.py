@@ -136,7 +136,7 @@ def test_abort_ends_a_read_under_way(client: HttpClient, source: ModelSource, ur
     def read() -> None:
         try:
             with client.stream(remote, 0, 5000) as chunks:
-                got.extend(chunks)
+                got.extend(bytes(chunk) for chunk in chunks)
         except DownloaderError as error:
             ended.append(error)
 

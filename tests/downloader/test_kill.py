@@ -123,7 +123,7 @@ def test_sync_told_to_stop_exits_with_143_and_the_next_run_goes_on(
 
 def _has_come_to(state: str, downloads: Downloads) -> bool:
     if state in ("while bytes come", "while bodies stall"):
-        return len(_claimed_blocks(downloads)) >= 3
+        return len(_claimed_blocks(downloads)) >= 2
     return len(downloads.source.requests) >= (1 if "probe" in state else 2)
 
 

@@ -13,9 +13,9 @@ import pytest
 
 from nlocalmodels_downloader.config import Config, Model
 from nlocalmodels_downloader.manifest import ManifestEntry, Shard, write_manifest
-from nlocalmodels_downloader.prune import FOUND_ON_VOLUME, apply_prune, plan_prune
+from nlocalmodels_downloader.prune import apply_prune, plan_prune
 from nlocalmodels_downloader.sync import Synchronizer
-from nlocalmodels_downloader.volume import Verified, Volume
+from nlocalmodels_downloader.volume import FOUND_ON_VOLUME, Verified, Volume
 from support.downloads import Downloads, sha256
 
 

@@ -4,8 +4,8 @@ import threading
 
 import pytest
 
+from nlocalmodels_downloader.answers import parse_retry_after
 from nlocalmodels_downloader.errors import DeniedError, ExhaustedError, StoppedError, TransientError
-from nlocalmodels_downloader.http_client import parse_retry_after
 from nlocalmodels_downloader.retry import RetryPolicy, run_until, wait_seconds
 
 

@@ -14,7 +14,10 @@ def test_settings_have_defaults_when_nothing_is_set() -> None:
 
 
 def test_settings_take_empty_variables_for_unset_ones() -> None:
-    names = ("HF_ENDPOINT", "HF_TOKEN", "POD_UID", "POD_NAME", "DOWNLOAD_CONNECTIONS", "TERMINATION_MESSAGE_PATH")
+    names = (
+        *("HF_ENDPOINT", "HF_TOKEN", "POD_UID", "POD_NAME", "TERMINATION_MESSAGE_PATH", "MODEL_PATH_LIMIT_BYTES"),
+        *("DOWNLOAD_CONNECTIONS", "DOWNLOAD_DURABLE", "DOWNLOAD_LEASE_SECONDS", "DOWNLOAD_WAIT_SECONDS"),
+    )
     assert read_settings(dict.fromkeys(names, "")) == read_settings({})
 
 
@@ -29,10 +32,28 @@ def test_settings_read_every_variable() -> None:
             "DOWNLOAD_CONNECT_SECONDS": "1.5",
             "DOWNLOAD_STALL_SECONDS": "2.5",
             "DOWNLOAD_PROGRESS_SECONDS": "3.5",
+            "DOWNLOAD_LEASE_SECONDS": "4.5",
+            "DOWNLOAD_WAIT_SECONDS": "5.5",
+            "DOWNLOAD_DURABLE": "true",
+            "MODEL_PATH_LIMIT_BYTES": "10737418240",
             "TERMINATION_MESSAGE_PATH": "/x",
         }
     )
-    assert settings == Settings("https://hub.example", "hf_x", "uid", 8, 3, 1.5, 2.5, 3.5, Path("/x"))
+    assert settings == Settings(
+        hub_endpoint="https://hub.example",
+        hub_token="hf_x",
+        owner="uid",
+        num_connections=8,
+        num_attempts=3,
+        connect_timeout_seconds=1.5,
+        stall_seconds=2.5,
+        progress_seconds=3.5,
+        lease_seconds=4.5,
+        lease_budget_seconds=5.5,
+        is_durable=True,
+        volume_limit_bytes=10 * 1024**3,
+        termination_message_path=Path("/x"),
+    )
 
 
 def test_settings_take_the_line_end_off_a_token() -> None:
@@ -60,3 +81,28 @@ def test_settings_refuse_an_endpoint_that_is_no_address(endpoint: str) -> None:
 def test_settings_refuse_a_number_out_of_range(text: str) -> None:
     with pytest.raises(ConfigError, match="DOWNLOAD_CONNECTIONS"):
         read_settings({"DOWNLOAD_CONNECTIONS": text})
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("DOWNLOAD_LEASE_SECONDS", "0"),
+        ("DOWNLOAD_WAIT_SECONDS", "-1"),
+        ("MODEL_PATH_LIMIT_BYTES", "0"),
+        ("MODEL_PATH_LIMIT_BYTES", "10Gi"),
+        ("DOWNLOAD_DURABLE", "yes"),
+        ("DOWNLOAD_DURABLE", "True"),
+    ],
+)
+def test_settings_name_the_variable_that_is_not_of_its_form(name: str, text: str) -> None:
+    with pytest.raises(ConfigError, match=name) as caught:
+        read_settings({name: text})
+    assert text in str(caught.value)
+
+
+def test_settings_read_false_as_false() -> None:
+    assert read_settings({"DOWNLOAD_DURABLE": "false"}).is_durable is False
+
+
+def test_settings_take_no_seconds_of_waiting_for_an_answer() -> None:
+    assert read_settings({"DOWNLOAD_WAIT_SECONDS": "0"}).lease_budget_seconds == 0

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import threading
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,7 +15,7 @@ import pytest
 from nlocalmodels_downloader.config import Model
 from nlocalmodels_downloader.errors import CorruptError, DeniedError, DownloaderError, GoneError, RefusedError, SpaceError
 from nlocalmodels_downloader.sources import parse_source
-from support.downloads import HUB_COMMIT, MIB, Downloads, sha256, wait_for
+from support.downloads import HUB_COMMIT, MIB, Downloads, sha256
 from support.gguf_files import bulk_gguf
 from support.model_source import Behaviour, ModelSource, Request
 
@@ -132,7 +133,9 @@ def test_sync_starts_once_more_and_names_both_digests_when_the_digest_is_wrong(d
     assert error.exit_code == 13
     assert sha256(data) in str(error)
     assert declared in str(error)
-    assert [request.range for request in downloads.source.requests].count((0, len(data))) == 2
+    bodies = [request.range or (0, 0) for request in downloads.source.requests if request.range != (0, 1)]
+    assert len([start for start, _ in bodies if start == 0]) == 2
+    assert sum(end - start for start, end in bodies) == 2 * len(data)
     assert downloads.published() is None
 
 
@@ -191,56 +194,61 @@ def test_sync_refuses_what_nothing_verifies(downloads: Downloads) -> None:
     assert downloads.published() == data
 
 
-def _interrupted(downloads: Downloads, data: bytes) -> Path:
-    """Leaves a partial with blocks 0 to 3 of 8 and returns its journal."""
-    settings = replace(downloads.settings, num_connections=4)
-    first_is_there = threading.Event()
+def _over_one_connection(downloads: Downloads) -> Downloads:
+    """Asks for one run of bytes after the other."""
+    return replace(downloads, settings=replace(downloads.settings, num_connections=1))
+
+
+def _gone_from(offset: int) -> Callable[[Request], Behaviour]:
+    """Serves the bytes before an offset and none after it, however they are asked for."""
 
     def behave(request: Request) -> Behaviour:
-        if request.range is not None and request.range[0] > 0:
-            first_is_there.wait(10)
-            return Behaviour(status=404)
-        return Behaviour()
+        span = request.range
+        if span is None or span[1] <= offset:
+            return Behaviour()
+        return Behaviour(status=404) if span[0] >= offset else Behaviour(close_after_bytes=offset - span[0])
 
-    watcher = threading.Thread(target=lambda: _release_when_complete(downloads, 4, first_is_there))
-    downloads.source.behave = behave
-    watcher.start()
-    assert len(replace(downloads, settings=settings).sync(downloads.model(data))) == 1
-    watcher.join()
+    return behave
+
+
+def _interrupted(downloads: Downloads, data: bytes) -> Path:
+    """Leaves a partial with blocks 0 to 3 of 8 and returns its journal."""
+    downloads.source.behave = _gone_from(4 * MIB)
+    [error] = _over_one_connection(downloads).sync(downloads.model(data))
+    assert isinstance(error, GoneError)
     downloads.source.behave = lambda _: Behaviour()
     downloads.source.requests.clear()
     [journal] = downloads.partials.glob("*.journal")
-    assert len(journal.read_bytes().splitlines()) == 5
+    assert [line.split()[0] for line in journal.read_bytes().splitlines()[1:]] == [b"0", b"1", b"2", b"3"]
     return journal
 
 
-def _release_when_complete(downloads: Downloads, num_blocks: int, event: threading.Event) -> None:
-    def is_complete() -> bool:
-        return any(len(path.read_bytes().splitlines()) > num_blocks for path in downloads.partials.glob("*.journal"))
-
-    wait_for(is_complete, f"{num_blocks} blocks in the journal")
-    event.set()
-
-
-def _body_spans(source: ModelSource) -> list[tuple[int, int] | None]:
-    return sorted((request.range for request in source.requests if request.range != (0, 1)), key=str)
+def _asked(source: ModelSource) -> list[tuple[int, int]]:
+    """Returns the spans of bodies, joined where they touch: bytes that were asked for twice are seen."""
+    joined: list[tuple[int, int]] = []
+    for start, end in sorted(request.range or (0, 0) for request in source.requests if request.range != (0, 1)):
+        if joined and joined[-1][1] == start:
+            joined[-1] = (joined[-1][0], end)
+        else:
+            joined.append((start, end))
+    return joined
 
 
 def test_sync_asks_only_for_what_an_earlier_run_did_not_bring(downloads: Downloads) -> None:
     data = downloads.serve(num_bytes=8 * MIB)
     _interrupted(downloads, data)
-    assert downloads.sync(downloads.model(data)) == []
+    assert _over_one_connection(downloads).sync(downloads.model(data)) == []
     assert downloads.published() == data
-    assert _body_spans(downloads.source) == [(4 * MIB, 8 * MIB)]
+    assert _asked(downloads.source) == [(4 * MIB, 8 * MIB)]
 
 
 def test_sync_fetches_the_block_of_a_torn_journal_line_again(downloads: Downloads) -> None:
     data = downloads.serve(num_bytes=8 * MIB)
     journal = _interrupted(downloads, data)
     journal.write_bytes(journal.read_bytes()[:-3])
-    assert downloads.sync(downloads.model(data)) == []
+    assert _over_one_connection(downloads).sync(downloads.model(data)) == []
     assert downloads.published() == data
-    assert _body_spans(downloads.source) == [(3 * MIB, 7 * MIB), (7 * MIB, 8 * MIB)]
+    assert _asked(downloads.source) == [(3 * MIB, 8 * MIB)]
 
 
 def test_sync_fetches_a_block_again_whose_bytes_a_power_cut_took(downloads: Downloads) -> None:
@@ -249,9 +257,9 @@ def test_sync_fetches_a_block_again_whose_bytes_a_power_cut_took(downloads: Down
     with journal.with_suffix(".data").open("r+b") as file:
         file.seek(MIB + 4096)
         file.write(bytes(4096))
-    assert downloads.sync(downloads.model(data)) == []
+    assert _over_one_connection(downloads).sync(downloads.model(data)) == []
     assert downloads.published() == data
-    assert _body_spans(downloads.source) == [(1 * MIB, 2 * MIB), (4 * MIB, 8 * MIB)]
+    assert _asked(downloads.source) == [(1 * MIB, 2 * MIB), (4 * MIB, 8 * MIB)]
 
 
 @pytest.mark.parametrize("garbage", [b"", b"\0" * 200, b"{}\n0 00000000\n", b"\xff\xfe 1"])
@@ -259,8 +267,9 @@ def test_sync_starts_anew_when_the_journal_is_garbage(downloads: Downloads, garb
     data = downloads.serve(num_bytes=8 * MIB)
     journal = _interrupted(downloads, data)
     journal.write_bytes(garbage)
-    assert downloads.sync(downloads.model(data)) == []
+    assert _over_one_connection(downloads).sync(downloads.model(data)) == []
     assert downloads.published() == data
+    assert _asked(downloads.source) == [(0, 8 * MIB)]
 
 
 def test_sync_resumes_nothing_of_another_size(downloads: Downloads) -> None:
@@ -271,9 +280,9 @@ def test_sync_resumes_nothing_of_another_size(downloads: Downloads) -> None:
     journal.rename(downloads.partials / f"{sha256(short)}.journal")
     journal.with_suffix(".data").rename(downloads.partials / f"{sha256(short)}.data")
     downloads.source.files["/m.gguf"] = short
-    assert downloads.sync(downloads.model(short)) == []
+    assert _over_one_connection(downloads).sync(downloads.model(short)) == []
     assert downloads.published() == short
-    assert _body_spans(downloads.source) == [(0, len(short))]
+    assert _asked(downloads.source) == [(0, len(short))]
 
 
 def _play_hub(hub: ModelSource, cdn: ModelSource, data: bytes, headers: dict[str, str]) -> None:

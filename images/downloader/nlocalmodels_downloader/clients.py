@@ -38,6 +38,3 @@ class Client(Protocol):
 
     def abort(self) -> None:
         """Ends every read of a body under way in other threads."""
-
-    def break_stalled(self) -> None:
-        """Ends reads that take longer than they may."""

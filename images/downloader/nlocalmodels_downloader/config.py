@@ -147,6 +147,9 @@ def _parse_model(entry: object, where: str, problems: list[str]) -> Model | None
     first = _parse_file(entry, str(model_id), where, problems)
     if len(problems) > before or first is None:
         return None
+    _refuse_twins("sha256", [file.sha256 for file in (first, *shards) if file is not None and file.sha256], problems)
+    if len(problems) > before:
+        return None
     return replace(first, shards=tuple(shard for shard in shards if shard is not None))
 
 

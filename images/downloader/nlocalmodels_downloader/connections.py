@@ -11,6 +11,7 @@ from contextlib import suppress
 
 _FIRST_CONNECTIONS = 2
 _CHECK_SECONDS = 0.25
+_BACK_OFF_SECONDS = 1.0
 # A doubling that brings less than this is not worth its connections.
 _LEAST_GAIN = 1.25
 # Beyond this share of the cores, connections take time from one another: the machine is the limit, not the network.
@@ -64,6 +65,9 @@ class Crew:
         self._num_started = 0
         self._has_ended = False
         self.num_running = 0
+        self._backed_off_seconds = float("-inf")
+
+    def start(self) -> None:
         self._grow(0)
 
     def tick(self, received_bytes: int, seconds: float) -> BaseException | None:
@@ -79,9 +83,13 @@ class Crew:
         return outcome
 
     def back_off(self) -> None:
-        """Lets about half of the threads end after what they are at."""
+        """Lets about half of the threads end after what they are at. One overloaded moment counts once, whoever tells of it."""
+        now_seconds = time.monotonic()
+        if now_seconds - self._backed_off_seconds < _BACK_OFF_SECONDS:
+            return
+        self._backed_off_seconds = now_seconds
         self._governor.back_off()
-        self._wanted = self._governor.wanted(time.monotonic(), 0, 0.0)
+        self._wanted = self._governor.wanted(now_seconds, 0, 0.0)
 
     def _grow(self, received_bytes: int) -> None:
         self._wanted = self._governor.wanted(time.monotonic(), received_bytes, time.process_time())

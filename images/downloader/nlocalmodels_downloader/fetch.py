@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import threading
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ from nlocalmodels_downloader.volume import Verified, Volume
 
 log = logging.getLogger(__name__)
 
-Add = Callable[[str, int, int], ModelProgress]
+Add = Callable[[str, int, int, str], ModelProgress]
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +39,7 @@ class Fetcher:
     """Fetches files over the sources they have.
 
     Args:
-        add: begins a model's progress: id, size, bytes that are there already.
+        add: begins a file's progress: model id, size, bytes that are there already, file name.
     """
 
     def __init__(self, volume: Volume, resolver: Resolver, settings: Settings, options: TransferOptions, add: Add) -> None:
@@ -47,6 +48,8 @@ class Fetcher:
         self._settings = settings
         self._options = options
         self._add = add
+        self._locks: dict[str, threading.Lock] = {}
+        self._locks_lock = threading.Lock()
 
     def fetch(self, file: Model, held: ExitStack) -> Fetched:
         """Fetches from the first source that has the file, and goes on where another one failed.
@@ -76,6 +79,8 @@ class Fetcher:
         assert remote.size_bytes is not None
         key = sha256 or hashlib.sha256(f"{source} {remote.size_bytes} {remote.etag}".encode()).hexdigest()
         with ExitStack() as mine:
+            # Two files with the same bytes would share a partial and a lease.
+            mine.enter_context(self._lock(key))
             if sha256 is not None and not self._take_turn(file, key, mine):
                 done = self._volume.verified(file.file)
                 assert done is not None
@@ -96,12 +101,15 @@ class Fetcher:
             held.enter_context(mine.pop_all())
         return Fetched(file, Verified(digest, str(source)), partial)
 
+    def _lock(self, key: str) -> threading.Lock:
+        with self._locks_lock:
+            return self._locks.setdefault(key, threading.Lock())
+
     def _take_turn(self, file: Model, key: str, mine: ExitStack) -> bool:
         """Returns True when this process is to fetch the file, False when another one has published it."""
         workspace = self._volume.workspace()
         holder = workspace.name
         lease = Lease(self._volume.leases, key, holder, self._settings.lease_seconds, self._settings.lease_seconds / 9)
-        size_bytes = file.size_bytes or 0
 
         def is_published() -> bool:
             verified = self._volume.verified(file.file)
@@ -118,16 +126,17 @@ class Fetcher:
             data_path = workspace / f"{key}.data"
             # What the disk has of it is near enough to tell that it grows.
             mine.enter_context(lease.held(lambda: data_path.stat().st_blocks * 512 if data_path.exists() else 0))
-            adopted_bytes = self._volume.workspaces.adopt(key, self._options.stop)
-            if adopted_bytes:
-                log.info("%s: took over %s that a dead process left", file.id, human_bytes(adopted_bytes or size_bytes))
+            self._volume.workspaces.adopt(key, self._options.stop)
+        elif turn is Turn.PRIVATE:
+            # Whoever was waited for in vain may be dead by the time that this is done; its lease would stay for ever.
+            mine.callback(lambda: lease.release() if lease.try_acquire() else None)
         return turn is not Turn.DONE
 
     def _transfer(self, file: Model, source: Source, resolved: Resolved, partial: Partial) -> str:
         """Fetches what is missing and returns the digest, after a fresh start if bytes of two versions met."""
         for attempt in (1, 2):
             resumed_bytes = partial.complete_bytes
-            progress = self._add(file.id, partial.size_bytes, resumed_bytes)
+            progress = self._add(file.id, partial.size_bytes, resumed_bytes, file.file)
             if resumed_bytes:
                 size = human_bytes(partial.size_bytes)
                 log.info("%s: going on at %s of %s from %s", file.id, human_bytes(resumed_bytes), size, source)

@@ -19,11 +19,10 @@ from nlocalmodels_downloader.errors import ExpiredError, RangeError, RefusedErro
 from nlocalmodels_downloader.redirects import redirect_target
 from nlocalmodels_downloader.sources import origin, redact
 
-# Bytes are handed on in chunks as large as a block, since small writes cost several times as much, and read in pieces small
-# enough to tell a slow connection from a stalled one.
-CHUNK_BYTES = 128 * 1024
-PIECE_BYTES = 64 * 1024
+# Small writes cost several times as much as large ones.
+CHUNK_BYTES = 256 * 1024
 MAX_HOLD_SECONDS = 1.0
+MIN_BYTES_PER_SECOND = 1024
 MAX_REDIRECTS = 10
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
@@ -33,7 +32,7 @@ class HttpClient:
 
     Args:
         connect_timeout_seconds: for a TCP and TLS handshake.
-        stall_seconds: without a byte, or a chunk, in that time, a stream is broken off (`break_stalled`).
+        stall_seconds: without a byte, or below `MIN_BYTES_PER_SECOND` over that time, a stream is broken off.
         token: sent to `token_origin` only, never to where it redirects.
     """
 
@@ -49,8 +48,7 @@ class HttpClient:
         self._token = token
         self._token_origin = origin(token_origin) if token_origin else None
         self._local = threading.local()
-        # With the time at which its present read began.
-        self._active: dict[requests.Response, float] = {}
+        self._active: set[requests.Response] = set()
 
     def probe(self, url: str) -> RemoteFile:
         """Asks for the first byte: learns size, validator and whether ranges work.
@@ -131,47 +129,41 @@ class HttpClient:
     def _chunks(self, response: requests.Response, num_bytes: int) -> Iterator[memoryview]:
         """Yields at most `num_bytes`, whatever the server sends beyond them. A chunk is good until the next one.
 
-        Reads go past urllib3 into one buffer per thread: its own calls copy each TLS record several times.
+        Reads go past urllib3 into one buffer per thread: its own calls copy each TLS record several times. Bytes are handed on
+        when the buffer is full, after a while, or when the connection breaks, so that none that came is lost.
         """
         body: http.client.HTTPResponse = response.raw._fp  # type: ignore[assignment]
         buffer = self._buffer()
         remaining, filled, yielded = num_bytes, 0, time.monotonic()
-        while remaining:
-            self._active[response] = now = time.monotonic()
-            failure_reason = None
-            piece_end = min(filled + PIECE_BYTES, CHUNK_BYTES, remaining)
+        window_start, window_bytes = yielded, 0
+        problem: str | None = None
+        while remaining and problem is None:
             try:
-                length = body.readinto(buffer[filled:piece_end])
-                if not length:
-                    failure_reason = f"the connection closed {remaining - filled} bytes early."
-                    if response not in self._active:
-                        failure_reason = f"the connection stalled: less than {PIECE_BYTES} bytes in {self._stall_seconds:g} s."
-                filled += length
+                length = _read_once(body, buffer[filled : min(CHUNK_BYTES, remaining)])
             except (http.client.HTTPException, OSError, ValueError) as error:
-                failure_reason = f"the connection broke: {_reason(error)}."
-            if filled and (filled in (CHUNK_BYTES, remaining) or failure_reason or now - yielded > MAX_HOLD_SECONDS):
+                length, problem = 0, f"the connection broke: {_reason(error)}."
+            else:
+                if length == 0:
+                    problem = f"the connection closed {remaining - filled} bytes early."
+            filled += length
+            window_bytes += length
+            now = time.monotonic()
+            if now - window_start >= self._stall_seconds:
+                if window_bytes < MIN_BYTES_PER_SECOND * (now - window_start):
+                    problem = f"the connection stalled: {window_bytes} bytes in {now - window_start:.0f} s."
+                window_start, window_bytes = now, 0
+            if filled and (filled in (CHUNK_BYTES, remaining) or problem or now - yielded > MAX_HOLD_SECONDS):
                 remaining -= filled
                 yield buffer[:filled]
                 filled, yielded = 0, time.monotonic()
-            if failure_reason and remaining:
-                raise TransientError(failure_reason)
+        if remaining:
+            raise TransientError(problem or "the connection broke.")
 
     def _buffer(self) -> memoryview:
         buffer: memoryview | None = getattr(self._local, "buffer", None)
         if buffer is None:
             buffer = self._local.buffer = memoryview(bytearray(CHUNK_BYTES))
         return buffer
-
-    def break_stalled(self) -> None:
-        """Ends reads that take longer than the stall time. To be called now and then while others read.
-
-        A socket's timeout sees silence only; this sees a byte a second, too.
-        """
-        now = time.monotonic()
-        for response, since in list(self._active.items()):
-            if now - since > self._stall_seconds:
-                self._active.pop(response, None)
-                _shut_down(response)
 
     def abort(self) -> None:
         """Ends every read of a body under way in other threads."""
@@ -212,11 +204,11 @@ class HttpClient:
             if origin(url) == origin(start_url):
                 origin_headers = response.headers
             if not response.is_redirect:
-                self._active[response] = time.monotonic()
+                self._active.add(response)
                 try:
                     yield response, url, origin_headers
                 finally:
-                    self._active.pop(response, None)
+                    self._active.discard(response)
                     _release(response)
                 return
             response.close()
@@ -231,13 +223,33 @@ class HttpClient:
 
 
 class _Session(requests.Session):
-    def getredirect_target(self, resp: requests.Response) -> None:
+    def get_redirect_target(self, resp: requests.Response) -> None:
         """Keeps requests from preparing a redirect: it would read the whole body and trip over a malformed target."""
 
 
 def _keep_netrc_out(request: requests.PreparedRequest) -> requests.PreparedRequest:
     """An auth callable of our own keeps requests from replacing the Authorization header with one from ~/.netrc."""
     return request
+
+
+def _read_once(body: http.client.HTTPResponse, buffer: memoryview) -> int:
+    """Reads what one call to the socket brings, 0 at the end.
+
+    Raises:
+        http.client.HTTPException, OSError: the connection broke, or a chunked body ended early.
+    """
+    if body.chunked or body.length is None:
+        piece = body.read1(len(buffer))
+        buffer[: len(piece)] = piece
+        return len(piece)
+    if body.isclosed():
+        return 0
+    length = body.fp.readinto1(buffer[: body.length])
+    # What http.client does in its own read methods: the connection can be used again when the body is over.
+    body.length -= length
+    if body.length == 0 or length == 0:
+        body._close_conn()  # type: ignore[attr-defined]
+    return int(length)
 
 
 def _shut_down(response: requests.Response) -> None:

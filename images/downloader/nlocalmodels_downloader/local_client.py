@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote
 
 from nlocalmodels_downloader.clients import RemoteFile
 from nlocalmodels_downloader.errors import DeniedError, GoneError, RefusedError, TransientError
@@ -20,12 +21,17 @@ class LocalClient:
         """Raises GoneError, DeniedError or RefusedError when there is no file to read."""
         path = _path(url)
         try:
+            status = path.stat()
+            if not stat.S_ISREG(status.st_mode):
+                raise RefusedError(f"{url} is not a plain file; check the bundle.")
             with path.open("rb"):
-                status = path.stat()
+                pass
         except FileNotFoundError:
             raise GoneError(f"{url}: there is no such file; check the bundle and its mount.") from None
         except PermissionError:
             raise DeniedError(f"{url}: this user may not read it; check owner and mode.") from None
+        except ValueError:
+            raise RefusedError(f"{url}: not the name of a file; correct it.") from None
         except OSError as error:
             raise RefusedError(f"{url}: cannot be read ({error.strerror}); check the bundle and its mount.") from None
         if status.st_size == 0:
@@ -46,9 +52,6 @@ class LocalClient:
     def abort(self) -> None:
         """Reads of a local file end by themselves."""
 
-    def break_stalled(self) -> None:
-        """Reads of a local file end by themselves."""
-
     def _chunks(self, remote: RemoteFile, start: int, end: int) -> Iterator[memoryview]:
         buffer = memoryview(bytearray(_CHUNK_BYTES))
         try:
@@ -66,4 +69,5 @@ class LocalClient:
 
 
 def _path(url: str) -> Path:
-    return Path(unquote(urlsplit(url).path))
+    # Taken literally but for %XX: a file's name may hold the signs that divide other URLs.
+    return Path(unquote(url.removeprefix("file://")))

@@ -21,7 +21,7 @@ from nlocalmodels_downloader.errors import SpaceError
 from nlocalmodels_downloader.segments import BLOCK_BYTES, num_blocks
 
 _JOURNAL_VERSION = 1
-_CLAIM = re.compile(rb"^(\d{1,9}) ([0-9a-f]{8})\n", re.MULTILINE)
+CLAIM = re.compile(rb"^(\d{1,9}) ([0-9a-f]{8})\n", re.MULTILINE)
 
 
 class Partial:
@@ -151,7 +151,7 @@ class Partial:
         claims: dict[int, int] = {}
         if header == self._header():
             last = num_blocks(self.size_bytes)
-            claims = {int(block): int(crc32, 16) for block, crc32 in _CLAIM.findall(body) if int(block) < last}
+            claims = {int(block): int(crc32, 16) for block, crc32 in CLAIM.findall(body) if int(block) < last}
         if not claims:
             os.ftruncate(self._data, 0)
         self._write_header("".join(f"{block} {crc32:08x}\n" for block, crc32 in claims.items()))

@@ -28,13 +28,17 @@ def plan_file(volume: Volume, file: Model) -> Action:
     if verified is not None and _is_declared(verified, file):
         return Action.KEEP
     path = volume.path(file.file)
-    # Without a declared digest there is nothing to verify a found file against.
-    if file.sha256 is not None and path.is_file() and path.stat().st_size == (file.size_bytes or path.stat().st_size):
-        return Action.VERIFY
-    return Action.FETCH
+    if file.sha256 is not None:
+        is_worth_a_look = path.is_file() and path.stat().st_size == (file.size_bytes or path.stat().st_size)
+    else:
+        # Without a declared digest, only one that was recorded when it was fetched can be verified against.
+        recorded = volume.recorded(file.file)
+        is_worth_a_look = recorded is not None and _is_declared(recorded, file)
+    return Action.VERIFY if is_worth_a_look else Action.FETCH
 
 
 def _is_declared(verified: Verified, file: Model) -> bool:
     if file.sha256 is not None:
         return verified.sha256 == file.sha256
-    return file.source.is_pinned and verified.source == str(file.source)
+    # A mirror's bytes were held to the digest that the pinned source stated.
+    return file.source.is_pinned and verified.source in [str(source) for source in file.sources]

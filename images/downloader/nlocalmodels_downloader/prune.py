@@ -10,12 +10,9 @@ from pathlib import Path
 
 from nlocalmodels_downloader.manifest import ManifestEntry, ManifestError, Shard, manifest_paths, read_manifest
 from nlocalmodels_downloader.progress import human_bytes
-from nlocalmodels_downloader.volume import STATE_FOLDER, Volume, sync_folder
+from nlocalmodels_downloader.volume import FOUND_ON_VOLUME, STATE_FOLDER, Volume, sync_folder
 
 log = logging.getLogger(__name__)
-
-# The source in the record of a file that was on the volume before it was declared: a person's, verified, not published.
-FOUND_ON_VOLUME = "found on the volume"
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,8 +119,8 @@ def _is_published(volume: Volume, file: str, sha256: str) -> bool:
     # The downloader never publishes a link, so a link is a person's even if it leads to a file that matches.
     if path.is_symlink() or not path.is_file():
         return False
-    verified = volume.verified(file)
-    return verified is not None and verified.sha256 == sha256 and verified.source != FOUND_ON_VOLUME
+    recorded = volume.recorded(file)
+    return recorded is not None and recorded.sha256 == sha256 and recorded.source != FOUND_ON_VOLUME
 
 
 def _refused(plan: PrunePlan, problem: str) -> PrunePlan:

@@ -13,6 +13,10 @@ BLOCK_BYTES = 1024 * 1024
 MAX_OUTSTANDING_BYTES = 16 * 1024 * 1024
 
 
+# A connection never takes more than this part of what a fair share of the rest would be.
+_SHARES_LEFT = 3
+
+
 @dataclass(frozen=True, slots=True)
 class Segment:
     """A run of blocks that one request fetches: bytes `start` to `end`, exclusive."""
@@ -70,10 +74,12 @@ class Budget:
 class SegmentQueue:
     """The missing runs of one file, cut into segments as connections ask for them.
 
-    The more connections share the budget, the smaller the segments.
+    The more connections share the budget, the smaller the segments; and the less is left, so that the last ones end together
+    and new connections find something to do.
     """
 
-    def __init__(self, missing: Iterable[Segment], budget: Budget) -> None:
+    def __init__(self, missing: Iterable[Segment], budget: Budget | None) -> None:
+        """Without a budget a run is one segment."""
         self._runs = deque(missing)
         self._budget = budget
         self._lock = threading.Lock()
@@ -84,15 +90,20 @@ class SegmentQueue:
 
     def give_back(self, num_bytes: int) -> None:
         """Says that bytes of a segment are recorded, or will not be asked for after all."""
-        self._budget.give_back(num_bytes)
+        if self._budget is not None:
+            self._budget.give_back(num_bytes)
 
     def take(self, num_connections: int) -> Segment | None:
         """Returns the next segment, None when nothing is left or nothing may be asked for now."""
         with self._lock:
             if not self._runs:
                 return None
+            if self._budget is None:
+                return self._runs.popleft()
             run = self._runs[0]
-            share = max(1, self._budget.max_bytes // num_connections // BLOCK_BYTES) * BLOCK_BYTES
+            left_bytes = sum(run.num_bytes for run in self._runs)
+            share_bytes = min(self._budget.max_bytes // num_connections, left_bytes // (_SHARES_LEFT * num_connections))
+            share = max(1, share_bytes // BLOCK_BYTES) * BLOCK_BYTES
             least = min(run.num_bytes, BLOCK_BYTES)
             granted = self._budget.take(min(run.num_bytes, share), least)
             if not granted:

@@ -22,7 +22,7 @@ from nlocalmodels_downloader.resolve import Resolver
 from nlocalmodels_downloader.segments import Budget
 from nlocalmodels_downloader.settings import Settings
 from nlocalmodels_downloader.transfer import TransferOptions
-from nlocalmodels_downloader.volume import Verified, Volume, sha256_of
+from nlocalmodels_downloader.volume import FOUND_ON_VOLUME, Verified, Volume, sha256_of
 
 log = logging.getLogger(__name__)
 
@@ -68,7 +68,10 @@ class Synchronizer:
                 self._volume.close()
 
     def _run(self) -> list[Failure]:
-        with ThreadPoolExecutor(_NUM_MODELS_AT_ONCE, thread_name_prefix="model") as pool:
+        digests = [file.sha256 for model in self._config.models for file in model.files if file.sha256]
+        # Files with the same bytes share a partial and a lease, so they must not be fetched side by side.
+        num_at_once = _NUM_MODELS_AT_ONCE if len(set(digests)) == len(digests) else 1
+        with ThreadPoolExecutor(num_at_once, thread_name_prefix="model") as pool:
             results = list(pool.map(self._bring_or_fail, self._config.models))
         failures = [result for result in results if isinstance(result, Failure)]
         stopped = [failure.error for failure in failures if isinstance(failure.error, StoppedError)]
@@ -117,7 +120,8 @@ class Synchronizer:
         shards = tuple(Shard(file.file, digests[file.file], self._size(file)) for file in model.shards)
         if not fetched:
             log.info("%s: %s is present and verified, nothing to fetch", model.id, model.file)
-            self._board.add(model.id, self._size(model), self._size(model))
+            size_bytes = sum(self._size(file) for file in model.files)
+            self._board.add(model.id, size_bytes, size_bytes)
         self._board.finish(model.id, Outcome.FETCHED if fetched else Outcome.KEPT)
         return ManifestEntry(model.id, model.file, digests[model.file], self._size(model), shards)
 
@@ -139,11 +143,13 @@ class Synchronizer:
         log.info("%s: %s is there, verifying its digest", file.id, file.file)
         path = self._volume.path(file.file)
         digest = sha256_of(path, self._stop)
-        if digest != file.sha256:
+        recorded = self._volume.recorded(file.file)
+        if digest != (file.sha256 or (recorded.sha256 if recorded else None)):
             log.warning("%s: %s on the volume is another file (sha256 %s); fetching", file.id, file.file, digest)
             return None
         check_gguf(path, file.file)
-        self._volume.record_verified(file.file, Verified(digest, str(file.source)), self._settings.is_durable)
+        source = recorded.source if recorded is not None else FOUND_ON_VOLUME
+        self._volume.record_verified(file.file, Verified(digest, source), self._settings.is_durable)
         return digest
 
     def _size(self, file: Model) -> int:

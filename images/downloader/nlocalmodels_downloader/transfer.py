@@ -121,15 +121,15 @@ class Transfer:
             max_connections = self._options.max_connections
         else:
             # Nothing in between can be asked for: one stream, which no budget can bound.
-            segments, max_connections = SegmentQueue([Segment(0, size_bytes)], Budget(size_bytes)), 1
+            segments, max_connections = SegmentQueue([Segment(0, size_bytes)], None), 1
         self._abort.clear()
         self._progress.restarted(self._partial.complete_bytes)
         crew = self._crew = Crew(lambda number: self._work(segments, number), max_connections)
+        crew.start()
         first_error: BaseException | None = None
         num_ticks_left = _NUM_TICKS_AFTER_STOP
         while crew.num_running:
             outcome = crew.tick(self._progress.total_bytes(), _TICK_SECONDS)
-            self._client.break_stalled()
             if outcome is not None and first_error is None:
                 first_error = outcome
             if first_error is not None or self._stop.is_set():

@@ -17,7 +17,7 @@ import json
 import os
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Event
@@ -27,6 +27,8 @@ from nlocalmodels_downloader.partial import naming_space_errors
 from nlocalmodels_downloader.workspaces import Workspaces
 
 STATE_FOLDER = ".nlocalmodels"
+# The source of a file that was there before the downloader was: a person's, which is never removed.
+FOUND_ON_VOLUME = "found on the volume"
 MAX_LOCK_WAITS = 100
 
 
@@ -59,6 +61,16 @@ class Volume:
     def discard_partials(self) -> None:
         """Removes what this owner left unfinished, once all that is declared is there."""
         self.workspaces.discard_partials()
+
+    def recorded(self, file: str) -> Verified | None:
+        """Returns what was recorded for a file that has not changed since, whether or not that can still be trusted."""
+        try:
+            record = json.loads(self._record_path(file).read_bytes())
+            if record["fingerprint"] != _fingerprint(self.path(file).stat()):
+                return None
+            return Verified(str(record["sha256"]), str(record["source"]))
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
 
     def verified(self, file: str) -> Verified | None:
         """Returns the digest recorded for a finished file, if the file is still the one it was computed from.
@@ -103,7 +115,8 @@ class Volume:
         """Whether a finished file is one that was recorded; its ctime also changes when a kubelet sets its group."""
         try:
             record = json.loads(self._record_path(file).read_bytes())
-            return bool(record["fingerprint"][:3] == _fingerprint(self.path(file).stat())[:3])
+            is_same = record["fingerprint"][:3] == _fingerprint(self.path(file).stat())[:3]
+            return bool(is_same and record["source"] != FOUND_ON_VOLUME)
         except (OSError, ValueError, KeyError, TypeError):
             return False
 
@@ -145,9 +158,12 @@ class Volume:
         free_bytes = status.f_bavail * status.f_frsize
         if limit_bytes is None:
             return free_bytes
-        used_bytes = sum(
-            os.lstat(os.path.join(folder, name)).st_blocks * 512 for folder, _, names in os.walk(self.root) for name in names
-        )
+        used_bytes = 0
+        for folder, _, names in os.walk(self.root):
+            for name in names:
+                # Another process may rename or remove what was just listed.
+                with suppress(FileNotFoundError):
+                    used_bytes += os.lstat(os.path.join(folder, name)).st_blocks * 512
         return min(free_bytes, max(0, limit_bytes - used_bytes))
 
     def _record_path(self, file: str) -> Path:

@@ -19,7 +19,7 @@ from threading import Event, Lock
 
 from nlocalmodels_downloader.errors import SpaceError, StoppedError
 from nlocalmodels_downloader.lease import leased_keys
-from nlocalmodels_downloader.partial import _CLAIM, naming_space_errors
+from nlocalmodels_downloader.partial import CLAIM, naming_space_errors
 from nlocalmodels_downloader.progress import human_bytes
 from nlocalmodels_downloader.segments import BLOCK_BYTES
 
@@ -170,7 +170,7 @@ def _read_claims(folder: Path, key: str) -> _Claims:
             return _NO_CLAIMS
     except (FileNotFoundError, ValueError, KeyError, TypeError):
         return _NO_CLAIMS
-    for number, crc32 in _CLAIM.findall(body):
+    for number, crc32 in CLAIM.findall(body):
         block = int(number)
         if 0 < claims.block_bytes(block) <= data_bytes - block * BLOCK_BYTES:
             claims.crc32s[block] = crc32
