@@ -186,7 +186,9 @@ def build(destination: Path, jobs: int) -> Path:
             source = ["-S", str(tree / "vendor" / "llama.cpp"), "-B", str(work / "build"), "-G", "Ninja"]
             run([cmake, *source, f"-DCMAKE_MAKE_PROGRAM={ninja}", *CMAKE_OPTIONS], log_path)
             run([cmake, "--build", str(work / "build"), "--target", "llama", "--parallel", str(jobs)], log_path)
-        return pack(tree, work / "build" / "bin", work, python, destination, log_path)
+        wheel = pack(tree, work / "build" / "bin", work, python, destination, log_path)
+    log_path.unlink()
+    return wheel
 
 
 def ensure_wheel(jobs: int) -> Path:

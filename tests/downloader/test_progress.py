@@ -1,11 +1,10 @@
 from __future__ import annotations
 
-import logging
 import threading
 
 import pytest
 
-from nlocalmodels_downloader.progress import ModelProgress, human_bytes, human_seconds, progress_line
+from nlocalmodels_downloader.progress import ModelProgress, calling_every, human_bytes, human_seconds, progress_line
 from support.downloads import wait_for
 
 
@@ -51,10 +50,9 @@ def test_model_progress_is_right_when_threads_add_to_it() -> None:
     assert progress.total_bytes() == 4000
 
 
-def test_model_progress_reports_while_the_block_runs_and_not_after(caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level(logging.INFO, "nlocalmodels_downloader")
+def test_calling_every_calls_while_the_block_runs_and_not_after() -> None:
+    calls: list[int] = []
     num_threads = threading.active_count()
-    with ModelProgress("m", 100, 50).reported_every(0.01):
-        wait_for(lambda: len(caplog.messages) >= 2, "two lines")
+    with calling_every(0.01, lambda: calls.append(1)):
+        wait_for(lambda: len(calls) >= 2, "two calls")
     assert threading.active_count() == num_threads
-    assert all(message.startswith("m: 50 B of 100 B (50 %)") for message in caplog.messages)

@@ -36,3 +36,12 @@ def test_read_settings_takes_every_variable() -> None:
 def test_read_settings_names_a_wrong_variable(name: str, value: str) -> None:
     with pytest.raises(SettingsError, match=f"{name}='{value}'"):
         read_settings({name: value})
+
+
+def test_grace_of_zero_seconds_is_none() -> None:
+    assert read_settings({"GRACE_SECONDS": "0"}).grace_seconds == 0
+
+
+def test_digits_that_are_no_number_are_refused() -> None:
+    with pytest.raises(SettingsError, match="PORT"):
+        read_settings({"PORT": "²"})

@@ -82,7 +82,7 @@ class Fetcher:
             # Two files with the same bytes would share a partial and a lease.
             mine.enter_context(self._lock(key))
             if sha256 is not None and not self._take_turn(file, key, mine):
-                done = self._volume.verified(file.file)
+                done = self._published(file, key)
                 assert done is not None
                 return Fetched(file, done, None)
             partial = Partial(self._volume.workspace(), key, remote.size_bytes, None if sha256 else remote.etag)
@@ -98,8 +98,17 @@ class Fetcher:
             except CorruptError:
                 partial.reset()
                 raise
+            if sha256 is not None and (done := self._published(file, key)) is not None:
+                # Somebody whom this process took for dead, or who did not wait for it, was faster.
+                partial.discard()
+                return Fetched(file, done, None)
             held.enter_context(mine.pop_all())
         return Fetched(file, Verified(digest, str(source)), partial)
+
+    def _published(self, file: Model, sha256: str) -> Verified | None:
+        """Returns the record of a file that is there as declared, by whomever."""
+        verified = self._volume.verified(file.file)
+        return verified if verified is not None and verified.sha256 == sha256 else None
 
     def _lock(self, key: str) -> threading.Lock:
         with self._locks_lock:
@@ -111,13 +120,9 @@ class Fetcher:
         holder = workspace.name
         lease = Lease(self._volume.leases, key, holder, self._settings.lease_seconds, self._settings.lease_seconds / 9)
 
-        def is_published() -> bool:
-            verified = self._volume.verified(file.file)
-            return verified is not None and verified.sha256 == key
-
         turn = wait_for_turn(
             lease,
-            is_published,
+            lambda: self._published(file, key) is not None,
             self._options.stop,
             self._settings.lease_budget_seconds,
             lambda sentence: log.info("%s: %s", file.id, sentence),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -54,12 +53,6 @@ class ModelProgress:
             self.num_retries += 1
         log.warning("%s: %s Trying again in %.1f s.", self.model_id, reason, wait_seconds)
 
-    @contextmanager
-    def reported_every(self, interval_seconds: float) -> Iterator[None]:
-        """Logs a line per interval while the block runs, for a model that is on no board."""
-        with calling_every(interval_seconds, _LineLogger(self)):
-            yield
-
 
 @dataclass(frozen=True, slots=True)
 class Span:
@@ -87,20 +80,6 @@ class Rate:
     def update(self, now_seconds: float, num_bytes: int) -> None:
         self.bytes_per_second = (num_bytes - self._last_bytes) / max(now_seconds - self._last_seconds, 1e-6)
         self._last_seconds, self._last_bytes = now_seconds, num_bytes
-
-
-class _LineLogger:
-    """Logs one model's line whenever it is called."""
-
-    def __init__(self, progress: ModelProgress) -> None:
-        self._progress = progress
-        self._rate = Rate(time.monotonic())
-
-    def __call__(self) -> None:
-        progress = self._progress
-        self._rate.update(time.monotonic(), progress.total_bytes())
-        line = progress_line(progress.model_id, progress.present_bytes(), progress.size_bytes, self._rate.bytes_per_second)
-        log.info("%s", line)
 
 
 @contextmanager

@@ -54,7 +54,9 @@ async def _answer_api_error(_: Request, error: Exception) -> Response:
 async def _answer_http_exception(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     known = {404: f"There is no {request.url.path} here.", 405: f"{request.method} is not for {request.url.path}."}
-    return ApiError(error.status_code, known.get(error.status_code, error.detail), code="unknown_url").response()
+    response = ApiError(error.status_code, known.get(error.status_code, error.detail), code="unknown_url").response()
+    response.headers.update(error.headers or {})  # a 405 says what is allowed
+    return response
 
 
 async def _answer_nobody(_: Request, __: Exception) -> Response:

@@ -41,6 +41,7 @@ def read_settings(environ: Mapping[str, str]) -> Settings:
     ready_when = environ.get("READY_WHEN") or defaults.ready_when
     if ready_when not in ("default", "all"):
         raise SettingsError(f"READY_WHEN='{ready_when}' is not known; set it to default or all.")
+    grace_seconds = _integer(environ, "GRACE_SECONDS", 0, 86400)
     return Settings(
         model_path=Path(environ.get("MODEL_PATH") or defaults.model_path),
         default_model=environ.get("DEFAULT_MODEL") or None,
@@ -50,7 +51,7 @@ def read_settings(environ: Mapping[str, str]) -> Settings:
         context_tokens=_integer(environ, "CONTEXT_TOKENS", 64, 1 << 24),
         num_slots=_integer(environ, "NUM_SLOTS", 1, 256) or defaults.num_slots,
         num_threads=_integer(environ, "NUM_THREADS", 1, 512),
-        grace_seconds=_integer(environ, "GRACE_SECONDS", 0, 86400) or defaults.grace_seconds,
+        grace_seconds=defaults.grace_seconds if grace_seconds is None else grace_seconds,
     )
 
 
@@ -58,6 +59,6 @@ def _integer(environ: Mapping[str, str], name: str, low: int, high: int) -> int 
     text = environ.get(name)
     if not text:
         return None
-    if not text.isdigit() or not low <= int(text) <= high:
+    if not (text.isascii() and text.isdigit() and len(text) < 20) or not low <= int(text) <= high:
         raise SettingsError(f"{name}='{text}' is not a whole number from {low} to {high}; set it so or leave it out.")
     return int(text)

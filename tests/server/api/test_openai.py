@@ -215,3 +215,36 @@ def test_disconnect_ends_the_generation(tiny_server: RunningServer) -> None:
     greedy(tiny_server, "still there", "other")
     served = [line for line in tiny_server.log().splitlines() if "other: 1 prompt and 2000 new tokens" in line]
     assert served == []
+
+
+@pytest.mark.parametrize("model", ["tiny", "other"])
+def test_long_run_of_one_character_is_400_and_harms_nobody(tiny_server: RunningServer, model: str) -> None:
+    for length in (60_000, 1_000_000):
+        answer = tiny_server.post("/v1/completions", {"model": model, "prompt": "!" * length})
+        assert (answer.status_code, answer.json()["error"]["code"]) == (400, "context_length_exceeded")
+    assert tiny_server.get("/readyz").json()["models"][model]["restarts"] == 0
+
+
+def test_prompt_counts_once_for_several_choices(tiny_server: RunningServer) -> None:
+    usage = tiny_server.openai().completions.create(model="tiny", prompt=["abcd", "ef"], n=3, max_tokens=2).usage
+    assert usage is not None
+    assert (usage.prompt_tokens, usage.completion_tokens) == (6, 12)
+
+
+def test_half_a_surrogate_pair_in_a_model_name_is_404(tiny_server: RunningServer) -> None:
+    answer = httpx.post(f"{tiny_server.url}/v1/completions", content=b'{"model": "\\ud800", "prompt": "a"}')
+    assert (answer.status_code, answer.json()["error"]["code"]) == (404, "model_not_found")
+
+
+@pytest.mark.parametrize("token", ["²", "1" * 5000])
+def test_logit_bias_of_odd_digits_is_400(tiny_server: RunningServer, token: str) -> None:
+    answer = tiny_server.post("/v1/completions", {"model": "tiny", "prompt": "a", "logit_bias": {token: 1}})
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, "logit_bias")
+
+
+def test_wrong_method_says_which_is_allowed(tiny_server: RunningServer) -> None:
+    assert tiny_server.get("/v1/completions").headers["allow"] == "POST"
+
+
+def test_models_with_a_slash_behind_is_the_list(tiny_server: RunningServer) -> None:
+    assert tiny_server.get("/v1/models/").json()["object"] == "list"

@@ -60,3 +60,12 @@ def test_render_ends_a_template_that_writes_too_much(monkeypatch: pytest.MonkeyP
 def test_chat_template_refuses_what_is_no_jinja() -> None:
     with pytest.raises(TemplateError, match="not valid"):
         ChatTemplate("{% for %}", "", "")
+
+
+@pytest.mark.parametrize(
+    "source", ["{% for a in [1] %}" * 25 + "{% endfor %}" * 25, "{{ 1 // 0 }}{{ 'a' ** 2 }}{{", "{% set x = 9**(9**9) %}"]
+)
+def test_template_that_does_not_compile_is_refused_in_time(source: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("nlocalmodels_server.engine.chat_template.MAX_RENDER_SECONDS", 0.5)
+    with pytest.raises(TemplateError):
+        ChatTemplate(source, "", "")

@@ -57,3 +57,18 @@ def test_name_models_never_gives_a_declared_id_to_another_file() -> None:
     assert {model.file: model.id for model in models} == {"a.Q4_0.gguf": "m", "m.Q8_0.gguf": "m.Q8_0"}
     assert all("m" not in model.aliases for model in models)
     assert len(warnings) == 1
+
+
+def test_files_of_one_name_in_two_folders_have_ids_of_their_own() -> None:
+    named, _ = name_models(["a.Q4_0.gguf", "sub/a.Q4_0.gguf"], {})
+    assert {model.file: model.id for model in named} == {"a.Q4_0.gguf": "a.Q4_0", "sub/a.Q4_0.gguf": "sub/a.Q4_0.gguf"}
+
+
+def test_one_id_declared_for_two_files_goes_to_the_first() -> None:
+    named, _ = name_models(["a.gguf", "b.gguf"], {"a.gguf": "chat", "b.gguf": "chat"})
+    assert {model.file: model.id for model in named} == {"a.gguf": "chat", "b.gguf": "b"}
+
+
+def test_short_name_means_the_file_that_has_it() -> None:
+    named, _ = name_models(["m.Q4_0.gguf", "m.gguf"], {})
+    assert {model.file: (model.id, model.aliases) for model in named} == {"m.gguf": ("m", ()), "m.Q4_0.gguf": ("m.Q4_0", ())}

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 from nlocalmodels_server.models.scan import scan
@@ -64,3 +65,34 @@ def test_scan_goes_on_when_a_manifest_is_damaged(tmp_path: Path) -> None:
 
 def test_scan_finds_nothing_when_the_folder_is_missing(tmp_path: Path) -> None:
     assert scan(tmp_path / "nowhere").models == []
+
+
+def test_scan_does_not_open_a_fifo(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.gguf")
+    assert scan(tmp_path).problems == {"pipe.gguf": "no regular file"}
+
+
+def test_scan_reports_a_name_that_is_not_utf8(tmp_path: Path) -> None:
+    Path(os.fsdecode(os.fsencode(tmp_path) + b"/\xff.gguf")).write_bytes(b"GGUF")
+    result = scan(tmp_path)
+    assert result.models == []
+    assert list(result.problems) == ["\\udcff.gguf"]
+
+
+def test_scan_goes_on_when_a_manifest_is_gone(tmp_path: Path) -> None:
+    sets = tmp_path / ".nlocalmodels" / "sets"
+    sets.mkdir(parents=True)
+    (sets / "abc.json").symlink_to("nowhere")
+    write_llama(tmp_path / "m.gguf")
+    assert [model.id for model in scan(tmp_path).models] == ["m"]
+
+
+def test_scan_gives_an_id_to_the_file_of_the_newest_set(tmp_path: Path) -> None:
+    sets = tmp_path / ".nlocalmodels" / "sets"
+    sets.mkdir(parents=True)
+    for time, file in ((2, "a.Q8_0.gguf"), (1, "b.Q4_0.gguf")):
+        write_llama(tmp_path / file)
+        manifest = sets / f"{file}.json"
+        manifest.write_text(json.dumps({"version": 1, "models": [{"id": "chat", "file": file}]}))
+        os.utime(manifest, (3 - time, 3 - time))
+    assert {model.file: model.id for model in scan(tmp_path).models} == {"a.Q8_0.gguf": "a", "b.Q4_0.gguf": "chat"}

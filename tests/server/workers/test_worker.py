@@ -101,7 +101,20 @@ def test_workers_end_when_the_server_is_killed(two_models: Path, tmp_path: Path)
 
 @pytest.mark.parametrize(
     ("code", "expected"),
-    [(70, "ended with exit code 70"), (-9, "was ended by SIGKILL (out of memory?)"), (-6, "was ended by SIGABRT")],
+    [
+        (70, "ended with exit code 70"),
+        (-9, "was ended by SIGKILL (out of memory?)"),
+        (-6, "was ended by SIGABRT"),
+        (-40, "was ended by signal 40"),
+    ],
 )
 def test_describe_exit_names_signals(code: int, expected: str) -> None:
     assert describe_exit(code) == expected
+
+
+def test_crash_of_another_model_does_not_take_the_server_out_of_service(two_models: Path, tmp_path: Path) -> None:
+    with running_server(two_models, tmp_path / "log", DEFAULT_MODEL="bystander") as server:
+        server.wait_until("/readyz", 200)
+        os.kill(server.worker_pid("victim"), signal.SIGKILL)
+        wait_for_state(server, "victim", "waiting")
+        assert server.get("/readyz").status_code == 200

@@ -42,7 +42,9 @@ class ApiError(Exception):
 
     def body(self) -> dict[str, Any]:
         kind = _TYPES.get(self.status, "server_error" if self.status >= 500 else "invalid_request_error")
-        return {"error": {"message": str(self), "type": kind, "param": self.param, "code": self.code}}
+        # Messages quote what clients send, and that may have halves of surrogate pairs, which UTF-8 has no bytes for.
+        message = str(self).encode("utf-8", "replace").decode()
+        return {"error": {"message": message, "type": kind, "param": self.param, "code": self.code}}
 
     def response(self) -> JSONResponse:
         headers = {} if self.retry_after_seconds is None else {"Retry-After": str(self.retry_after_seconds)}

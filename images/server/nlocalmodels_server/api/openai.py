@@ -17,6 +17,7 @@ from typing import Any
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
 
 from nlocalmodels_server import __version__
 from nlocalmodels_server.api.errors import ApiError
@@ -73,7 +74,9 @@ class Choices:
                     raise item
                 if item.finish_reason is not None:
                     num_open -= 1
-                    self.num_prompt_tokens += item.num_prompt_tokens
+                    # A prompt counts once, however many choices are made of it.
+                    if index % self._parsed.num_choices_per_prompt == 0:
+                        self.num_prompt_tokens += item.num_prompt_tokens
                     self.num_new_tokens += item.num_new_tokens
                 yield index, item
         finally:
@@ -88,6 +91,20 @@ class Choices:
 
     def _sink(self, index: int) -> Callable[[Delta | GenerationError], None]:
         return lambda item: self._queue.put_nowait((index, item))
+
+
+class _EventStream(StreamingResponse):
+    """Ends the generations also when the client is gone before the first event: then nothing iterates, nor cleans up."""
+
+    def __init__(self, events: AsyncIterator[bytes], choices: Choices) -> None:
+        super().__init__(events, media_type="text/event-stream", headers={"Cache-Control": "no-cache"})
+        self._choices = choices
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self._choices.cancel()
 
 
 class _Shape:
@@ -140,6 +157,7 @@ def routes(registry: Registry) -> list[Route]:
 
     return [
         Route("/v1/models", list_models, methods=["GET"]),
+        Route("/v1/models/", list_models, methods=["GET"]),
         Route("/v1/models/{model_id:path}", show_model, methods=["GET"]),
         Route("/v1/completions", complete, methods=["POST"]),
         Route("/v1/chat/completions", chat, methods=["POST"]),
@@ -176,7 +194,7 @@ async def _generate(
         await _unless_disconnected(request, choices.start())
         if parsed.stream:
             events = _stream(choices, shape, parsed, worker, started_seconds)
-            return StreamingResponse(events, media_type="text/event-stream", headers={"Cache-Control": "no-cache"})
+            return _EventStream(events, choices)
         whole = await _unless_disconnected(request, _collect(choices, shape, len(parsed.generations)))
     except GenerationError as error:
         raise ApiError.of(error) from None

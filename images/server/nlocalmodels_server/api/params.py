@@ -28,6 +28,7 @@ class ParsedRequest:
 
     model: str | None
     generations: list[GenerationRequest]
+    num_choices_per_prompt: int
     stream: bool
     include_usage: bool
 
@@ -79,7 +80,7 @@ def _answer_as(body: Body, generations: list[GenerationRequest]) -> ParsedReques
     options = body.get("stream_options") or {}
     if not isinstance(options, dict):
         raise bad_param("stream_options", "must be an object.")
-    return ParsedRequest(model, generations, _boolean(body, "stream"), _boolean(options, "include_usage"))
+    return ParsedRequest(model, generations, _count(body), _boolean(body, "stream"), _boolean(options, "include_usage"))
 
 
 def _parse_common(body: Body, limit: str, default_tokens: int | None) -> dict[str, Any]:
@@ -156,10 +157,20 @@ def _logit_bias(body: Body) -> tuple[tuple[int, float], ...]:
         raise bad_param("logit_bias", "must map token numbers to biases from -100 to 100.")
     pairs = []
     for token, bias in biases.items():
-        if not str(token).isdigit() or isinstance(bias, bool) or not isinstance(bias, int | float) or not -100 <= bias <= 100:
+        if (
+            not _is_token_number(token)
+            or isinstance(bias, bool)
+            or not isinstance(bias, int | float)
+            or not -100 <= bias <= 100
+        ):
             raise bad_param("logit_bias", f"{token!r}: {bias!r} is not a token number with a bias from -100 to 100.")
         pairs.append((int(token), float(bias)))
     return tuple(pairs)
+
+
+def _is_token_number(text: str) -> bool:
+    # isdigit alone takes in what int does not: superscripts, and more digits than it converts.
+    return text.isascii() and text.isdigit() and len(text) <= 10
 
 
 def _prompts(body: Body) -> list[str | list[int]]:

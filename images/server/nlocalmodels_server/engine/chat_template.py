@@ -35,6 +35,10 @@ class TemplateError(Exception):
     """The conversation cannot be rendered; the text says why."""
 
 
+class _ExpiredError(BaseException):
+    """The time is over. No Exception, since Jinja catches those while it computes constants."""
+
+
 class ChatTemplate:
     """A compiled template. `is_fallback` says that the model has none of its own."""
 
@@ -54,8 +58,12 @@ class ChatTemplate:
         self.stops = FALLBACK_STOPS if source is None else ()
         self._tokens = {"bos_token": bos_token, "eos_token": eos_token}
         try:
-            self._template = environment.from_string(FALLBACK_TEMPLATE if source is None else source)
-        except jinja2.TemplateError as error:
+            # Compiling already computes what is constant in it.
+            with _time_limit(MAX_RENDER_SECONDS):
+                self._template = environment.from_string(FALLBACK_TEMPLATE if source is None else source)
+        except TemplateError:
+            raise
+        except Exception as error:
             raise TemplateError(f"the model's chat template is not valid: {error}") from None
 
     def render(self, messages: Sequence[Mapping[str, Any]]) -> str:
@@ -73,9 +81,11 @@ class ChatTemplate:
                     num_characters += len(part)
                     if num_characters > MAX_PROMPT_CHARACTERS:
                         raise TemplateError(f"the chat template writes more than {MAX_PROMPT_CHARACTERS} characters")
+        except TemplateError:
+            raise
         except jinja2.TemplateError as error:
             raise TemplateError(f"the model's chat template refuses these messages: {error}") from None
-        except (TypeError, ValueError, ArithmeticError, LookupError, AttributeError, RecursionError, MemoryError) as error:
+        except Exception as error:
             raise TemplateError(f"the model's chat template fails on these messages: {error}") from None
         return "".join(parts)
 
@@ -83,12 +93,14 @@ class ChatTemplate:
 @contextmanager
 def _time_limit(seconds: float) -> Iterator[None]:
     def expire(*_: object) -> NoReturn:
-        raise TemplateError(f"the model's chat template takes longer than {seconds:g} s")
+        raise _ExpiredError
 
     before = signal.signal(signal.SIGALRM, expire)
     signal.setitimer(signal.ITIMER_REAL, seconds)
     try:
         yield
+    except _ExpiredError:
+        raise TemplateError(f"the model's chat template takes longer than {seconds:g} s") from None
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)

@@ -65,11 +65,6 @@ def start_backend() -> LogCapture:
     return capture
 
 
-def system_info() -> str:
-    """Returns llama.cpp's line about the CPU features in use."""
-    return str(lib.llama_print_system_info().decode())
-
-
 class Model:
     """A loaded GGUF file and its vocabulary. Tokenizing is thread-safe."""
 

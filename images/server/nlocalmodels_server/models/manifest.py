@@ -15,13 +15,22 @@ _VERSION = 1
 def read_declared_ids(model_path: Path) -> dict[str, str]:
     """Returns file to id over all manifests, the newest last and so stronger. A folder without manifests is fine."""
     declared: dict[str, str] = {}
-    manifests = sorted((model_path / STATE_FOLDER / "sets").glob("[!.]*.json"), key=lambda path: path.stat().st_mtime_ns)
-    for path in manifests:
+    for path in sorted((model_path / STATE_FOLDER / "sets").glob("[!.]*.json"), key=_modified):
         try:
             document = json.loads(path.read_bytes())
             if document["version"] != _VERSION:
                 raise ValueError(f"version {document['version']} is not {_VERSION}")
-            declared.update({str(model["file"]): str(model["id"]) for model in document["models"]})
+            newer = {str(model["file"]): str(model["id"]) for model in document["models"]}
+            # The file that had the id before may still be there, kept with its set.
+            declared = {file: model_id for file, model_id in declared.items() if model_id not in newer.values()} | newer
         except (OSError, ValueError, KeyError, TypeError) as error:
             log.warning("%s is not a set manifest (%s); ids come from file names", path, error)
     return declared
+
+
+def _modified(path: Path) -> int:
+    """Returns when a manifest was written; one that the downloader just pruned is the oldest."""
+    try:
+        return path.stat().st_mtime_ns
+    except OSError:
+        return 0

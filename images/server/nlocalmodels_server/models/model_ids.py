@@ -54,18 +54,32 @@ def name_models(files: Iterable[str], declared: Mapping[str, str]) -> tuple[list
     """
     warnings = []
     by_short_id: dict[str, list[str]] = {}
-    named = [NamedModel(declared[file], file) for file in sorted(files) if file in declared]
-    taken = {model.id for model in named}
-    for file in sorted(file for file in files if file not in declared):
+    named: list[NamedModel] = []
+    taken: set[str] = set()
+    undeclared = []
+    for file in sorted(files):
+        if file in declared and declared[file] not in taken:
+            taken.add(declared[file])
+            named.append(NamedModel(declared[file], file))
+        else:
+            undeclared.append(file)
+    for file in undeclared:
         by_short_id.setdefault(short_id(file), []).append(file)
     for short, group in by_short_id.items():
         if len(group) == 1 and short not in taken:
+            taken.add(short)
             named.append(NamedModel(short, group[0]))
             continue
+        # A file that has no quantization in its name is the one that the short name means.
+        group.sort(key=lambda file: _SHARD.sub("", stem(file)) != short)
         alias = () if short in taken else (short,)
         meaning = f"'{short}' means {group[0]}" if alias else f"'{short}' is the id of another file"
         warnings.append(f"{', '.join(group)} would all be '{short}': each keeps its whole name as its id, and {meaning}")
         for file in group:
-            named.append(NamedModel(_SHARD.sub("", stem(file)), file, alias))
+            whole = _SHARD.sub("", stem(file))
+            # Files of one name in several folders have only their paths to tell them apart.
+            model_id = file if whole in taken else whole
+            taken.add(model_id)
+            named.append(NamedModel(model_id, file, alias if model_id != short else ()))
             alias = ()
     return sorted(named, key=lambda model: model.file), warnings

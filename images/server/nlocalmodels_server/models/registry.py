@@ -36,9 +36,11 @@ class Registry:
         self.scan = await asyncio.to_thread(scan, settings.model_path)
         self._log_scan()
         for model in self.scan.models:
-            for name in (model.id, *model.aliases):
+            self._names[model.id] = model.id
+        # An id is stronger than what else another model goes by.
+        for model in self.scan.models:
+            for name in (*model.aliases, model.file):
                 self._names.setdefault(name, model.id)
-            self._names.setdefault(model.file, model.id)
         options = LoadOptions(settings.num_threads or available_threads(), settings.num_slots, settings.context_tokens)
         # Threads of two models that spin at barriers starve each other; those of one model alone are faster spinning.
         environ = {"OMP_WAIT_POLICY": "passive"} if len(self.scan.models) > 1 else {}
@@ -90,7 +92,8 @@ class Registry:
             return f"No model: looked for *.gguf files in {path}, set by MODEL_PATH.{rest}"
         if self._settings.default_model is not None and self.default_id is None:
             return f"DEFAULT_MODEL '{self._settings.default_model}' is not among the models in {path}. {self._there_are()}"
-        loading = [w.model_id for w in self.workers() if w.state in (WorkerState.WAITING, WorkerState.LOADING)]
+        # One that crashed and comes back is its own affair: it must not take the others out of service.
+        loading = [w.model_id for w in self.workers() if w.is_loading_first]
         if loading:
             return f"Loading: {', '.join(loading)}."
         failed = [worker.model_id for worker in self.workers() if worker.state is not WorkerState.READY]

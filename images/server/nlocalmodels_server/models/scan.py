@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,11 +33,19 @@ def scan(model_path: Path) -> ScanResult:
     servable: list[str] = []
     shards: dict[str, dict[int, str]] = {}
     for file in _files(model_path):
+        printable = file.encode("utf-8", "backslashreplace").decode()
+        if printable != file:
+            result.problems[printable] = "its name is not UTF-8; rename it"
+            continue
         reason = _ignored(Path(file).name)
         if reason is not None:
             result.ignored[file] = reason
             continue
         try:
+            # Opening a FIFO would wait for ever for a writer.
+            if not stat.S_ISREG((model_path / file).stat().st_mode):
+                result.problems[file] = "no regular file"
+                continue
             general = read_general(model_path / file)
         except NotGgufError as error:
             result.problems[file] = f"not a GGUF file: {error}; only GGUF is served"

@@ -23,6 +23,7 @@ from nlocalmodels_server.engine.scheduler import Limits, Scheduler
 from nlocalmodels_server.engine.sequence import Sequence as EngineSequence
 from nlocalmodels_server.engine.sizing import choose_sizes
 from nlocalmodels_server.engine.text import TextStream
+from nlocalmodels_server.engine.tokenizing import PromptTooLongError, Tokenizing
 from nlocalmodels_server.logs import log_to_stderr
 from nlocalmodels_server.workers.protocol import Frame, GenerationRequest, LoadOptions, encode_frame, receive_frame
 
@@ -48,6 +49,7 @@ class Intake:
         self._model = model
         self._template = template
         self._context_tokens = context_tokens
+        self._tokenizing = Tokenizing(model, context_tokens)
 
     def sequence(self, request_id: int, request: GenerationRequest) -> EngineSequence:
         """Renders and tokenizes.
@@ -71,10 +73,10 @@ class Intake:
                 raise RefusedRequestError(f"messages: {error}.", "invalid_messages") from None
             bos = self._model.token_text("bos")
             # Most templates write the begin token themselves; two of them would confuse the model.
-            tokens = self._model.tokenize(text, add_special=not (bos and text.startswith(bos)))
+            tokens = self._tokenize(text, add_special=not (bos and text.startswith(bos)))
             stops = [*stops, *self._template.stops]
         else:
-            tokens = self._model.tokenize(request.prompt or "", add_special=True)
+            tokens = self._tokenize(request.prompt or "", add_special=True)
         outside = next((token for token, _ in request.sampling.logit_bias if token >= self._model.num_vocab), None)
         if outside is not None:
             raise RefusedRequestError(
@@ -85,13 +87,22 @@ class Intake:
             raise RefusedRequestError("prompt: is empty, and this model has no begin token to start from.", "invalid_prompt")
         room = self._context_tokens - len(tokens)
         if room < 1:
-            raise RefusedRequestError(
-                f"This model's context is {self._context_tokens} tokens, but the request has {len(tokens)} in its prompt; "
-                "shorten it, or raise CONTEXT_TOKENS on the server.",
-                "context_length_exceeded",
-            )
+            raise self._too_long(str(len(tokens)))
         wanted = room if request.max_new_tokens is None else min(room, request.max_new_tokens)
         return EngineSequence(request_id, list(tokens), wanted, request.sampling, TextStream(stops))
+
+    def _tokenize(self, text: str, add_special: bool) -> list[int]:
+        try:
+            return self._tokenizing.tokenize(text, add_special)
+        except PromptTooLongError as error:
+            raise self._too_long(str(error)) from None
+
+    def _too_long(self, size: str) -> RefusedRequestError:
+        return RefusedRequestError(
+            f"This model's context is {self._context_tokens} tokens, but the request has {size} in its prompt; "
+            "shorten it, or raise CONTEXT_TOKENS on the server.",
+            "context_length_exceeded",
+        )
 
 
 class Worker:

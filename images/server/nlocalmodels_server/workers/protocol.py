@@ -79,7 +79,7 @@ async def read_frame(reader: asyncio.StreamReader) -> Frame | None:
         if length > MAX_FRAME_BYTES:
             return None
         frame = json.loads(await reader.readexactly(length))
-    except (asyncio.IncompleteReadError, ConnectionError, ValueError):
+    except (asyncio.IncompleteReadError, OSError, ValueError, RecursionError):
         return None
     return frame if isinstance(frame, dict) else None
 

@@ -148,6 +148,11 @@ class Worker:
             503, f"'{self.model_id}' is {self.state.value}; try again soon.", "model_not_ready", retry_after_seconds=2
         )
 
+    @property
+    def is_loading_first(self) -> bool:
+        """Whether it has neither served nor failed since the start."""
+        return self.state in (WorkerState.WAITING, WorkerState.LOADING) and not self.num_restarts
+
     async def _supervise(self) -> None:
         num_failed_loads = 0
         backoff_seconds = 0.5
@@ -182,13 +187,15 @@ class Worker:
             while (frame := await read_frame(reader)) is not None:
                 try:
                     self._receive(frame)
-                except (KeyError, TypeError, ValueError):
+                except Exception:  # whatever it says, it must not end this task, which its requests wait for
                     log.exception("%s: its process does not keep to the protocol", self.model_id)
                     break
                 if self.state is not WorkerState.LOADING:
                     # Loaded or failed: the next model may load.
                     await turn.aclose()
         failed = self.state is WorkerState.FAILED
+        if not failed:
+            self.state, self.reason = WorkerState.WAITING, "is ending"
         code = await self._end_process()
         if not failed:
             self.reason = describe_exit(code)
@@ -272,5 +279,5 @@ def describe_exit(code: int | None) -> str:
     """Returns how a process ended, in words: `ended with exit code 70`, `was ended by SIGKILL (out of memory?)`."""
     if code is None or code >= 0:
         return f"ended with exit code {code}"
-    name = signal.Signals(-code).name
+    name = signal.Signals(-code).name if -code in set(signal.Signals) else f"signal {-code}"
     return f"was ended by {name}" + (" (out of memory?)" if name == "SIGKILL" else "")
