@@ -62,10 +62,18 @@ def test_chat_template_refuses_what_is_no_jinja() -> None:
         ChatTemplate("{% for %}", "", "")
 
 
-@pytest.mark.parametrize(
-    "source", ["{% for a in [1] %}" * 25 + "{% endfor %}" * 25, "{{ 1 // 0 }}{{ 'a' ** 2 }}{{", "{% set x = 9**(9**9) %}"]
-)
+@pytest.mark.parametrize("source", ["{% for a in [1] %}" * 25 + "{% endfor %}" * 25, "{{ 1 // 0 }}{{ 'a' ** 2 }}{{"])
 def test_template_that_does_not_compile_is_refused_in_time(source: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("nlocalmodels_server.engine.chat_template.MAX_RENDER_SECONDS", 0.5)
     with pytest.raises(TemplateError):
         ChatTemplate(source, "", "")
+
+
+@pytest.mark.parametrize("source", ["{{ 'x' * 10000000000 }}", "{{ 10000000000 * [1] }}", "{% set x = 9 ** (9 ** 9) %}"])
+def test_render_refuses_a_single_step_that_no_timer_could_end(source: str) -> None:
+    with pytest.raises(TemplateError, match=r"characters|power"):
+        ChatTemplate(source, "", "").render(MESSAGES)
+
+
+def test_render_repeats_and_multiplies_within_reason() -> None:
+    assert ChatTemplate("{{ '-' * 3 }}{{ 6 * 7 }}", "", "").render(MESSAGES) == "---42"

@@ -15,6 +15,7 @@ from typing import Any, NoReturn
 
 import jinja2
 import jinja2.ext
+import jinja2.runtime
 import jinja2.sandbox
 
 MAX_RENDER_SECONDS = 5.0
@@ -39,6 +40,21 @@ class _ExpiredError(BaseException):
     """The time is over. No Exception, since Jinja catches those while it computes constants."""
 
 
+class _Environment(jinja2.sandbox.ImmutableSandboxedEnvironment):
+    """Refuses the two operators by which one step takes for ever or all memory, as no timer can end a single step."""
+
+    intercepted_binops = frozenset({"*", "**"})
+
+    def call_binop(self, context: jinja2.runtime.Context, operator: str, left: Any, right: Any) -> Any:
+        if operator == "**":
+            raise TemplateError("the model's chat template computes a power, which no conversation needs")
+        for sequence, count in ((left, right), (right, left)):
+            is_repetition = isinstance(sequence, str | list | tuple) and isinstance(count, int)
+            if is_repetition and len(sequence) * count > MAX_PROMPT_CHARACTERS:
+                raise TemplateError(f"the model's chat template writes more than {MAX_PROMPT_CHARACTERS} characters")
+        return super().call_binop(context, operator, left, right)
+
+
 class ChatTemplate:
     """A compiled template. `is_fallback` says that the model has none of its own."""
 
@@ -48,9 +64,7 @@ class ChatTemplate:
         Raises:
             TemplateError: the model's template is not valid Jinja.
         """
-        environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
-            trim_blocks=True, lstrip_blocks=True, extensions=[jinja2.ext.loopcontrols]
-        )
+        environment = _Environment(trim_blocks=True, lstrip_blocks=True, extensions=[jinja2.ext.loopcontrols])
         environment.filters["tojson"] = _to_json
         environment.globals["raise_exception"] = _raise_exception
         environment.globals["strftime_now"] = _strftime_now
