@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import queue
 import signal
 import socket
 import sys
@@ -128,13 +129,12 @@ class Worker:
             context = model.new_context(
                 llama.ContextParams(sizes.num_cells, options.num_slots, _NUM_BATCH_TOKENS, options.num_threads), capture
             )
-            context.warm_up()
+            limits = Limits(options.num_slots, context.num_cells, _NUM_BATCH_TOKENS, _NUM_PREFILL_TOKENS)
+            engine = Engine(model, context, Scheduler(limits), self._send_events)
+            self._start(engine, context)
         except (llama.LoadError, TemplateError) as error:
             self._send({"op": "failed", "reason": str(error)})
             return
-        limits = Limits(options.num_slots, context.num_cells, _NUM_BATCH_TOKENS, _NUM_PREFILL_TOKENS)
-        engine = Engine(model, context, Scheduler(limits), self._send_events)
-        threading.Thread(target=self._run_engine, args=(engine,), name="engine", daemon=True).start()
         info = {
             "description": model.description(),
             "sizeBytes": model.size_bytes,
@@ -161,8 +161,29 @@ class Worker:
             self._send({"op": "accepted", "id": request_id, "num_prompt_tokens": sequence.num_prompt_tokens})
             engine.submit(sequence)
 
-    def _run_engine(self, engine: Engine) -> None:
+    def _start(self, engine: Engine, context: llama.Context) -> None:
+        """Starts the engine's thread and returns when it has computed a first token.
+
+        That thread alone computes. OpenMP keeps a team of threads for each thread that does, and once there are more of them
+        than cores, none spins at its barriers any more: a warm-up in the main thread would halve the speed for good.
+
+        Raises:
+            LoadError: the model does not compute.
+        """
+        outcome: queue.SimpleQueue[llama.LoadError | None] = queue.SimpleQueue()
+        threading.Thread(target=self._run_engine, args=(engine, context, outcome), name="engine", daemon=True).start()
+        error = outcome.get()
+        if error is not None:
+            raise error
+
+    def _run_engine(self, engine: Engine, context: llama.Context, outcome: queue.SimpleQueue[llama.LoadError | None]) -> None:
         try:
+            try:
+                context.warm_up()
+            except llama.LoadError as error:
+                outcome.put(error)
+                return
+            outcome.put(None)
             engine.run()
         except BaseException:
             # Its state cannot be trusted any more; the parent starts a new process.
