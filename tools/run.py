@@ -63,7 +63,6 @@ def offered(folder: Path) -> Iterator[str]:
     """Offers a folder over HTTP with byte ranges on loopback, and yields its address."""
     app = Starlette(routes=[Mount("/", StaticFiles(directory=folder))])
     server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=0, log_level="error", lifespan="off"))
-    server.install_signal_handlers = lambda: None  # type: ignore[attr-defined]
     listener = socket.create_server(("127.0.0.1", 0))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
     thread.start()

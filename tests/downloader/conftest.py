@@ -1,14 +1,17 @@
 from __future__ import annotations
 
 import logging
+import signal
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from nlocalmodels_downloader import retry
+from nlocalmodels_downloader.cli import main
+from nlocalmodels_downloader.config import Model
 from nlocalmodels_downloader.settings import Settings
 from support.downloads import Downloads
 from support.model_source import ModelSource
@@ -72,3 +75,30 @@ def small_mount(tmp_path: Path) -> Iterator[Path]:
         pytest.skip("mounting a filesystem is not allowed here")
     yield folder
     subprocess.run(["umount", str(folder)], check=True)
+
+
+@pytest.fixture
+def termination(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The file that a kubelet mounts, empty."""
+    path = tmp_path / "termination"
+    path.touch()
+    monkeypatch.setenv("TERMINATION_MESSAGE_PATH", str(path))
+    return path
+
+
+@pytest.fixture
+def run(
+    downloads: Downloads, tmp_path: Path, termination: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Callable[..., int]]:
+    """Runs a command in this process, its options before the models."""
+    monkeypatch.setenv("DOWNLOAD_ATTEMPTS", "2")
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+
+    def call(command: str, *arguments: str | Model) -> int:
+        options = [argument for argument in arguments if isinstance(argument, str)]
+        models = [argument for argument in arguments if isinstance(argument, Model)]
+        return main([command, "--config", str(downloads.write_config(tmp_path, models)), *options])
+
+    yield call
+    for number, handler in handlers.items():
+        signal.signal(number, handler)

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import os
-import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from nlocalmodels_downloader.cli import main
-from nlocalmodels_downloader.config import Model
 from nlocalmodels_downloader.errors import (
     ConfigError,
     CorruptError,
@@ -27,28 +25,6 @@ from support.downloads import MIB, Downloads, sha256, start_command
 from support.model_source import Behaviour
 
 Run = Callable[..., int]
-
-
-@pytest.fixture
-def termination(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The file that a kubelet mounts, empty."""
-    path = tmp_path / "termination-log"
-    path.touch()
-    monkeypatch.setenv("TERMINATION_MESSAGE_PATH", str(path))
-    return path
-
-
-@pytest.fixture
-def run(downloads: Downloads, tmp_path: Path, termination: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Run]:
-    monkeypatch.setenv("DOWNLOAD_ATTEMPTS", "2")
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-
-    def call(command: str, *models: Model) -> int:
-        return main([command, "--config", str(downloads.write_config(tmp_path, models))])
-
-    yield call
-    for number, handler in handlers.items():
-        signal.signal(number, handler)
 
 
 def test_help_lists_every_exit_code(capsys: pytest.CaptureFixture[str]) -> None:

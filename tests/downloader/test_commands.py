@@ -24,30 +24,6 @@ from support.model_source import Behaviour
 Run = Callable[..., int]
 
 
-@pytest.fixture
-def termination(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    path = tmp_path / "termination"
-    path.touch()
-    monkeypatch.setenv("TERMINATION_MESSAGE_PATH", str(path))
-    return path
-
-
-@pytest.fixture
-def run(downloads: Downloads, tmp_path: Path, termination: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Run]:
-    """Runs a command in this process, its options before the models."""
-    monkeypatch.setenv("DOWNLOAD_ATTEMPTS", "2")
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-
-    def call(command: str, *arguments: str | Model) -> int:
-        options = [argument for argument in arguments if isinstance(argument, str)]
-        models = [argument for argument in arguments if isinstance(argument, Model)]
-        return main([command, "--config", str(downloads.write_config(tmp_path, models)), *options])
-
-    yield call
-    for number, handler in handlers.items():
-        signal.signal(number, handler)
-
-
 @contextmanager
 def started(command: str, config: Path, *options: str) -> Iterator[subprocess.Popen[str]]:
     """A command in a process of its own, ended with the block."""

@@ -90,7 +90,8 @@ class Fetcher:
             if sha256 is None and remote.etag is None:
                 # Nothing tells whether what an earlier run left is of the same version.
                 partial.reset()
-            self._check_space(file, partial)
+            missing_bytes = partial.size_bytes - partial.complete_bytes
+            self._volume.require_space(missing_bytes, f"{file.file} needs", self._settings.volume_limit_bytes)
             digest = self._transfer(file, source, resolved, partial)
             partial.finish(self._settings.is_durable)
             try:
@@ -159,12 +160,3 @@ class Fetcher:
         raise CorruptError(
             f"{source} has sha256 {digest}, but {resolved.sha256} is declared; correct the digest or the source."
         )
-
-    def _check_space(self, file: Model, partial: Partial) -> None:
-        missing_bytes = partial.size_bytes - partial.complete_bytes
-        free_bytes = self._volume.free_bytes(self._settings.volume_limit_bytes)
-        if missing_bytes > free_bytes:
-            raise SpaceError(
-                f"{file.file} needs {missing_bytes} bytes more, but {self._volume.root} has {free_bytes} free; "
-                f"enlarge the volume by at least {human_bytes(missing_bytes - free_bytes)}."
-            )

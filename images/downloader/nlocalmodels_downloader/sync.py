@@ -163,9 +163,4 @@ class Synchronizer:
             for file in model.files
             if plan_file(self._volume, file) is Action.FETCH
         )
-        free_bytes = self._volume.free_bytes(self._settings.volume_limit_bytes)
-        if missing_bytes > free_bytes:
-            raise SpaceError(
-                f"the declared models need {missing_bytes} bytes more, but {self._volume.root} has {free_bytes} free; "
-                f"enlarge the volume by at least {human_bytes(missing_bytes - free_bytes)}."
-            )
+        self._volume.require_space(missing_bytes, "the declared models need", self._settings.volume_limit_bytes)

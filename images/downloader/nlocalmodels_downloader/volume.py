@@ -22,8 +22,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from threading import Event
 
-from nlocalmodels_downloader.errors import StoppedError
+from nlocalmodels_downloader.errors import SpaceError, StoppedError
 from nlocalmodels_downloader.partial import naming_space_errors
+from nlocalmodels_downloader.progress import human_bytes
 from nlocalmodels_downloader.workspaces import Workspaces
 
 STATE_FOLDER = ".nlocalmodels"
@@ -165,6 +166,15 @@ class Volume:
                 with suppress(FileNotFoundError):
                     used_bytes += os.lstat(os.path.join(folder, name)).st_blocks * 512
         return min(free_bytes, max(0, limit_bytes - used_bytes))
+
+    def require_space(self, missing_bytes: int, who_needs: str, limit_bytes: int | None) -> None:
+        """Raises SpaceError with the figures when bytes that are still to be written do not fit."""
+        free_bytes = self.free_bytes(limit_bytes)
+        if missing_bytes > free_bytes:
+            raise SpaceError(
+                f"{who_needs} {missing_bytes} bytes more, but {self.root} has {free_bytes} free; "
+                f"enlarge the volume by at least {human_bytes(missing_bytes - free_bytes)}."
+            )
 
     def _record_path(self, file: str) -> Path:
         return self.state / "verified" / f"{file}.json"
