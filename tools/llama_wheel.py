@@ -145,6 +145,28 @@ def drop_variants(tree: Path) -> None:
     lists.write_text(text)
 
 
+def load_whole_tile_configuration(tree: Path) -> None:
+    """Mends the AMX kernels, which otherwise end in SIGILL on every CPU that has AMX.
+
+    GCC's _tile_loadconfig says that it reads eight bytes of the configuration, so the compiler drops the stores to the rest
+    (GCC 12, amxtileintrin.h). The same is reported in https://github.com/ggml-org/llama.cpp/pull/26954.
+    """
+    kernels = tree / "vendor" / "llama.cpp" / "ggml" / "src" / "ggml-cpu" / "amx" / "mmq.cpp"
+    text = kernels.read_text()
+    call = "_tile_loadconfig(&tc);"
+    if text.count(call) != 1:
+        sys.exit(f"llama_wheel: '{call}' is not once in {kernels.name} of this llama.cpp; review whether it needs mending.")
+    kernels.write_text(text.replace(call, '__asm__ volatile("ldtilecfg %0" : : "m"(tc));'))
+
+
+def openmp_runtime() -> Path:
+    """Returns the compiler's libgomp, which goes into the wheel as auditwheel would graft it: slim images lack it."""
+    found = subprocess.run(["gcc", "-print-file-name=libgomp.so.1"], capture_output=True, text=True, check=True).stdout.strip()
+    if not Path(found).is_absolute():
+        sys.exit("llama_wheel: gcc has no libgomp.so.1; install libgomp1.")
+    return Path(found)
+
+
 def pack(tree: Path, libraries: Path, work: Path, python: Path, destination: Path, log_path: Path) -> Path:
     """Lays out the wheel's tree (PEP 427) and packs it into `destination`."""
     info = (tree / "PKG-INFO").read_text()
@@ -157,6 +179,7 @@ def pack(tree: Path, libraries: Path, work: Path, python: Path, destination: Pat
     for library in sorted(libraries.glob("lib*.so")):
         shutil.copy2(library, target)
         run(["strip", "--strip-unneeded", str(target / library.name)], log_path)
+    shutil.copy2(openmp_runtime(), target)
     dist_info = wheel_tree / f"llama_cpp_python-{version[1]}.dist-info"
     dist_info.mkdir()
     (dist_info / "METADATA").write_text(info)
@@ -180,6 +203,7 @@ def build(destination: Path, jobs: int) -> Path:
         tree = fetch_sdist(work, python, log_path)
         if platform.machine() == "x86_64":
             drop_variants(tree)
+            load_whole_tile_configuration(tree)
         print(f"Building llama.cpp with {jobs} jobs: 5 to 8 minutes on 2 cores, once on this machine", flush=True)
         with sign_of_life(log_path, 20.0):
             cmake, ninja = (str(python.with_name(name)) for name in ("cmake", "ninja"))
