@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -37,11 +40,23 @@ def test_help_lists_every_exit_code(capsys: pytest.CaptureFixture[str]) -> None:
     ]  # fmt: skip
     for error in errors:
         assert f"\n  {error.exit_code:<5}" in text
-    for command in ("sync", "plan", "watch", "wait", "verify"):
+    for command in ("sync", "plan", "watch", "wait", "verify", "receive"):
         assert f"\n    {command} " in text
 
 
-@pytest.mark.parametrize("arguments", [[], ["sync"], ["watch-tv", "--config", "x"], ["sync", "--config", "x", "--fast"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [],
+        ["sync"],
+        ["watch-tv", "--config", "x"],
+        ["sync", "--config", "x", "--fast"],
+        ["sync", "--model-path", "x"],
+        ["receive"],
+        ["receive", "--config", "x"],
+        ["receive", "--model-path", "x", "--timeout-seconds", "-1"],
+    ],
+)
 def test_a_wrong_command_line_exits_with_2(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         main(arguments)
@@ -200,3 +215,18 @@ def test_the_command_shows_no_token(downloads: Downloads, tmp_path: Path) -> Non
     assert process.returncode == 10
     assert downloads.source.requests[0].headers["authorization"] == "Bearer hf_SECRET"
     assert "SECRET" not in output
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_stop_while_the_command_still_imports_is_not_lost(tmp_path: Path, number: signal.Signals) -> None:
+    (tmp_path / "requests.py").write_text("print('importing', flush=True)\nimport time\ntime.sleep(60)\n")
+    with subprocess.Popen(
+        [sys.executable, "-m", "nlocalmodels_downloader", "--help"],
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "importing\n"
+        process.send_signal(number)
+        assert process.wait(20) == 143

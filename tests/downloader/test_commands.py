@@ -206,6 +206,33 @@ def test_wait_in_json(run: Run, downloads: Downloads, capsys: pytest.CaptureFixt
     assert _json_lines(capsys.readouterr().out) == [{"event": "ready", "models": ["m"]}]
 
 
+def test_nothing_declared_is_there_at_once_and_makes_a_set_of_nothing(
+    run: Run, downloads: Downloads, termination: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("wait") == 0
+    assert capsys.readouterr().out == "no models are declared, so none is waited for\n"
+    downloads.root.mkdir()
+    (downloads.root / "mine.gguf").write_bytes(b"GGUF")
+    for _ in range(2):
+        assert run("sync") == 0
+        assert [path.stem for path in (downloads.root / ".nlocalmodels" / "sets").iterdir()] == [set_id([])]
+    assert run("wait") == run("verify") == run("plan") == 0
+    assert sorted(path.name for path in downloads.root.iterdir()) == [".nlocalmodels", "mine.gguf"]
+    assert termination.read_text() == ""
+
+
+def test_nothing_declared_keeps_an_old_set_and_then_prunes_it(downloads: Downloads, tmp_path: Path) -> None:
+    data = downloads.serve(num_bytes=5000)
+    assert downloads.sync(downloads.model(data)) == []
+    (downloads.root / "mine.gguf").write_bytes(data)
+    config = downloads.write_config(tmp_path, [])
+    assert main(["sync", "--config", str(config)]) == 0
+    assert downloads.published() == data
+    config.write_text(config.read_text() + "prune: {keepSets: 1}\n")
+    assert main(["sync", "--config", str(config)]) == 0
+    assert (downloads.published(), downloads.published("mine")) == (None, data)
+
+
 def test_wait_told_to_stop_exits_with_143(downloads: Downloads, tmp_path: Path) -> None:
     with started("wait", downloads.write_config(tmp_path, [downloads.model(b"x")])) as process:
         assert process.stdout is not None

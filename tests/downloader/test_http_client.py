@@ -8,10 +8,13 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import trustme
 
+from nlocalmodels_downloader import http_client
+from nlocalmodels_downloader.bandwidth import Throttle
 from nlocalmodels_downloader.errors import DownloaderError, ExpiredError, RangeError, RefusedError, TransientError
 from nlocalmodels_downloader.http_client import HttpClient
 from support.downloads import wait_for
@@ -244,3 +247,31 @@ def test_errors_name_the_system_s_reason_and_no_query(client: HttpClient) -> Non
     with pytest.raises(TransientError, match="Connection refused") as caught:
         client.probe("http://127.0.0.1:9/m?sig=SECRET")
     assert "SECRET" not in str(caught.value)
+
+
+class _SlowThrottle(Throttle):
+    """Lets 100 bytes through in as many seconds, on a clock of its own, and tells or keeps quiet about it."""
+
+    def __init__(self, tells: bool) -> None:
+        super().__init__(1024, threading.Event())
+        self.piece_bytes = 100
+        self.now_seconds = 0.0
+        self._tells = tells
+
+    def wait(self, num_bytes: int) -> float:
+        self.now_seconds += 100.0
+        return 100.0 if self._tells else 0.0
+
+
+@pytest.mark.parametrize("tells", [True, False])
+def test_waiting_for_the_bandwidth_limit_is_no_stall(url: str, monkeypatch: pytest.MonkeyPatch, tells: bool) -> None:
+    throttle = _SlowThrottle(tells)
+    client = HttpClient(5.0, 10.0, throttle=throttle)
+    remote = client.probe(url)
+    monkeypatch.setattr(http_client, "time", SimpleNamespace(monotonic=lambda: throttle.now_seconds))
+    with client.stream(remote, 0, 1000) as chunks:
+        if tells:
+            assert b"".join(bytes(chunk) for chunk in chunks) == DATA[:1000]
+        else:
+            with pytest.raises(TransientError, match="stalled"):
+                list(chunks)

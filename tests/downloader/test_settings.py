@@ -17,6 +17,7 @@ def test_settings_take_empty_variables_for_unset_ones() -> None:
     names = (
         *("HF_ENDPOINT", "HF_TOKEN", "POD_UID", "POD_NAME", "TERMINATION_MESSAGE_PATH", "MODEL_PATH_LIMIT_BYTES"),
         *("DOWNLOAD_CONNECTIONS", "DOWNLOAD_DURABLE", "DOWNLOAD_LEASE_SECONDS", "DOWNLOAD_WAIT_SECONDS"),
+        *("DOWNLOAD_OFFLINE", "DOWNLOAD_MAX_BYTES_PER_SECOND"),
     )
     assert read_settings(dict.fromkeys(names, "")) == read_settings({})
 
@@ -35,6 +36,8 @@ def test_settings_read_every_variable() -> None:
             "DOWNLOAD_LEASE_SECONDS": "4.5",
             "DOWNLOAD_WAIT_SECONDS": "5.5",
             "DOWNLOAD_DURABLE": "true",
+            "DOWNLOAD_OFFLINE": "true",
+            "DOWNLOAD_MAX_BYTES_PER_SECOND": "1048576",
             "MODEL_PATH_LIMIT_BYTES": "10737418240",
             "TERMINATION_MESSAGE_PATH": "/x",
         }
@@ -51,6 +54,8 @@ def test_settings_read_every_variable() -> None:
         lease_seconds=4.5,
         lease_budget_seconds=5.5,
         is_durable=True,
+        is_offline=True,
+        max_bytes_per_second=1024**2,
         volume_limit_bytes=10 * 1024**3,
         termination_message_path=Path("/x"),
     )
@@ -92,6 +97,10 @@ def test_settings_refuse_a_number_out_of_range(text: str) -> None:
         ("MODEL_PATH_LIMIT_BYTES", "10Gi"),
         ("DOWNLOAD_DURABLE", "yes"),
         ("DOWNLOAD_DURABLE", "True"),
+        ("DOWNLOAD_OFFLINE", "1"),
+        ("DOWNLOAD_MAX_BYTES_PER_SECOND", "0"),
+        ("DOWNLOAD_MAX_BYTES_PER_SECOND", "1023"),
+        ("DOWNLOAD_MAX_BYTES_PER_SECOND", "10Mi"),
     ],
 )
 def test_settings_name_the_variable_that_is_not_of_its_form(name: str, text: str) -> None:

@@ -156,6 +156,17 @@ def test_publish_keeps_a_foreign_file_when_the_filesystem_has_no_hard_links(
     assert [path.read_bytes() for path in (volume.state / "replaced").iterdir()] == [b"theirs"]
 
 
+def test_publish_keeps_every_foreign_file_of_one_second(volume: Volume, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("time.strftime", lambda _: "20261124T081500")
+    for theirs in (b"one", b"two", b"three"):
+        volume.path("m.gguf").unlink(missing_ok=True)
+        volume.path("m.gguf").write_bytes(theirs)
+        data = volume.workspace() / "x.data"
+        data.write_bytes(b"weights")
+        volume.publish(data, "m.gguf", DIGEST)
+    assert {path.read_bytes() for path in (volume.state / "replaced").iterdir()} == {b"one", b"two", b"three"}
+
+
 def test_publish_goes_on_when_another_process_never_gives_the_lock_back(
     volume: Volume, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -110,11 +110,12 @@ def test_a_damaged_manifest_vouches_for_nothing(config: Config) -> None:
     assert missing_files(config) == []
 
 
-def test_an_empty_set_is_waited_for_too(config: Config) -> None:
+def test_nothing_declared_is_waited_for_in_no_case(config: Config) -> None:
     config = replace(config, models=())
-    assert _missing(config) == ["no set's manifest is there"]
-    write_manifest(config.model_path / ".nlocalmodels" / "sets", [])
-    assert missing_files(config) == []
+    wait_for_set(config, threading.Event(), None, lambda _: pytest.fail("nothing is missing"))
+    assert not config.model_path.exists()
+    _fill(config, DATA, ENTRY)
+    wait_for_set(config, threading.Event(), None, lambda _: pytest.fail("nothing is missing"))
 
 
 def test_returns_once_another_has_filled_the_volume(config: Config) -> None:

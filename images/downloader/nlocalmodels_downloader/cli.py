@@ -1,4 +1,7 @@
-"""The command line: `python -m nlocalmodels_downloader {sync,plan,watch,wait,verify} --config downloads.yaml`."""
+"""The command line: `python -m nlocalmodels_downloader {sync,plan,watch,wait,verify} --config downloads.yaml`.
+
+`receive`, which needs no such list, takes `--model-path` instead.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from nlocalmodels_downloader.commands import Call, run_plan, run_sync, run_verify, run_wait, run_watch
+from nlocalmodels_downloader.commands import Call, run_plan, run_receive, run_sync, run_verify, run_wait, run_watch
 from nlocalmodels_downloader.errors import DownloaderError
 from nlocalmodels_downloader.settings import Settings, read_settings
 
@@ -27,6 +30,7 @@ _COMMANDS: dict[str, tuple[Callable[[Call], int], str]] = {
     "watch": (run_watch, "sync now, whenever downloads.yaml changes, and every five minutes, until SIGTERM"),
     "wait": (run_wait, "wait until another pod's sync is complete; writes nothing, for read-only volumes"),
     "verify": (run_verify, "compute every declared file's digest anew"),
+    "receive": (run_receive, "take in GGUF files that a person copies here, check them and publish them"),
 }
 
 _EXIT_CODES = """exit codes:
@@ -35,7 +39,7 @@ _EXIT_CODES = """exit codes:
   10   denied: the source wants a token or refuses the one it got
   11   gone: the source has no such file
   12   space: the volume is full or cannot be written
-  13   corrupt: the bytes are not what was declared, or not GGUF
+  13   corrupt: the bytes are not what was declared, or not GGUF; receive: not every file could be published
   14   exhausted: retries used up without progress, or waited in vain
   15   refused: the source asks for something unsafe or unverifiable
   143  stopped by SIGTERM or SIGINT; the next run goes on from there
@@ -52,7 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         run, _ = _COMMANDS[options.command]
         return run(
             Call(
-                options.config,
+                options.path,
                 settings,
                 # Before the command reads anything: a stop must not find the default handler at any moment of it.
                 _stopped_by_signals() if options.command != "plan" else threading.Event(),
@@ -80,14 +84,18 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True)
     for name, (_, text) in _COMMANDS.items():
         command = commands.add_parser(name, help=text, description=text)
-        command.add_argument("--config", type=Path, required=True, metavar="downloads.yaml", help="what belongs on the volume")
+        if name == "receive":
+            where, form, path_help = "--model-path", "FOLDER", "the volume, such as /app/models"
+        else:
+            where, form, path_help = "--config", "downloads.yaml", "what belongs on the volume"
+        command.add_argument(where, dest="path", type=Path, required=True, metavar=form, help=path_help)
         # Suppressed, so that its absence here does not undo a --json before the command.
         command.add_argument("--json", action="store_true", default=argparse.SUPPRESS, help=json_help)
         if name in ("sync", "watch"):
             command.add_argument(
                 "--metrics-file", type=Path, metavar="FILE", help="keep metrics there, in Prometheus text format"
             )
-        if name == "wait":
+        if name in ("wait", "receive"):
             command.add_argument(
                 "--timeout-seconds", type=_seconds, metavar="N", help="give up with 14; without it, wait for ever"
             )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 import sys
 import threading
 from collections.abc import Callable, Sequence
@@ -18,6 +19,7 @@ from nlocalmodels_downloader.partial import naming_space_errors
 from nlocalmodels_downloader.plan import Action, plan_file, plan_model
 from nlocalmodels_downloader.progress import human_bytes
 from nlocalmodels_downloader.prune import PrunePlan, plan_prune
+from nlocalmodels_downloader.receive import Receiver
 from nlocalmodels_downloader.report import Board, Outcome, Sink
 from nlocalmodels_downloader.settings import Settings
 from nlocalmodels_downloader.sinks import BarSink, JsonSink, text_sink, write_json_line
@@ -34,9 +36,12 @@ _BAR_SECONDS = 0.5
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """A command as it was called. `leave_message` writes the termination message."""
+    """A command as it was called. `path` is of downloads.yaml, or of the models where no such list is needed.
 
-    config_path: Path
+    `leave_message` writes the termination message.
+    """
+
+    path: Path
     settings: Settings
     stop: threading.Event
     leave_message: Callable[[str], None]
@@ -69,7 +74,7 @@ class Call:
 
 
 def run_sync(call: Call) -> int:
-    config = load_config(call.config_path)
+    config = load_config(call.path)
     board = call.new_board()
     failures = _synchronize(call, config, board)
     board.summary()
@@ -89,7 +94,7 @@ def run_watch(call: Call) -> int:
             board.summary()
         return failures
 
-    return watch(call.config_path, sync_once, call.stop)
+    return watch(call.path, sync_once, call.stop)
 
 
 def _synchronize(call: Call, config: Config, board: Board) -> list[Failure]:
@@ -98,7 +103,7 @@ def _synchronize(call: Call, config: Config, board: Board) -> list[Failure]:
 
 
 def run_plan(call: Call) -> int:
-    config = load_config(call.config_path)
+    config = load_config(call.path)
     volume = Volume(config.model_path, call.settings.owner)
     fetch_bytes = 0
     with naming_space_errors(config.model_path):
@@ -146,7 +151,7 @@ def _current_set(config: Config) -> str | None:
 
 
 def run_wait(call: Call) -> int:
-    config = load_config(call.config_path)
+    config = load_config(call.path)
 
     def report(missing: Sequence[str]) -> None:
         log.info("waiting for %d of %d models: %s", len(missing), len(config.models), "; ".join(missing))
@@ -155,12 +160,39 @@ def run_wait(call: Call) -> int:
 
     with naming_space_errors(config.model_path):
         wait_for_set(config, call.stop, call.timeout_seconds, report)
-    call.say(f"all {len(config.models)} models are there", "ready", models=[model.id for model in config.models])
+    text = f"all {len(config.models)} models are there" if config.models else "no models are declared, so none is waited for"
+    call.say(text, "ready", models=[model.id for model in config.models])
     return 0
 
 
+def run_receive(call: Call) -> int:
+    receiver = Receiver(call.path, call.settings, call.stop)
+    receiver.open()
+    # The name of a pod is what its containers have for a host name.
+    pod = socket.gethostname()
+    log.info("copy each GGUF file with: kubectl cp FILE %s:%s/ (and -n NAMESPACE)", pod, receiver.incoming)
+    log.info("and when all are there, say so with: kubectl exec %s -- touch %s", pod, receiver.done_path)
+    receiver.wait(call.timeout_seconds)
+    problems: list[str] = []
+    num_published = 0
+    for received in receiver.take_in():
+        if received.problem is None:
+            num_published += 1
+            verdict = f"published, {received.size_bytes} bytes, sha256 {received.sha256}"
+        else:
+            verdict = f"not published: {received.problem}"
+            problems.append(f"{received.file}: {received.problem}")
+        fields = {"sizeBytes": received.size_bytes, "sha256": received.sha256, "problem": received.problem}
+        call.say(f"{received.file}: {verdict}", "received", file=received.file, **fields)
+    if problems:
+        call.leave_message(" ".join(problems))
+    elif not num_published:
+        log.warning("%s held no file, so nothing is published", receiver.incoming)
+    return CorruptError.exit_code if problems else 0
+
+
 def run_verify(call: Call) -> int:
-    config = load_config(call.config_path)
+    config = load_config(call.path)
     volume = Volume(config.model_path, call.settings.owner)
     problems: list[str] = []
     for model_id, file in [(model.id, file) for model in config.models for file in model.files]:

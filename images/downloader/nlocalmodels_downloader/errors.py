@@ -6,7 +6,7 @@ DownloaderError
 ├── GoneError         11   the source has no such file
 ├── SpaceError        12   the volume is full or cannot be written
 ├── CorruptError      13   the bytes are not what was declared, or not GGUF
-├── ExhaustedError    14   retries used up without progress
+├── ExhaustedError    14   retries used up without progress, or waited in vain
 ├── RefusedError      15   the source asks for something unsafe or unverifiable
 ├── StoppedError     143   SIGTERM or SIGINT
 ├── TransientError         worth another attempt; never leaves the package

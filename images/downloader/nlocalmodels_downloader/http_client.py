@@ -14,6 +14,7 @@ import requests
 import urllib3
 
 from nlocalmodels_downloader.answers import content_length, content_range, failure, refuse_encoding, strong_etag
+from nlocalmodels_downloader.bandwidth import Throttle
 from nlocalmodels_downloader.clients import RemoteFile
 from nlocalmodels_downloader.errors import ExpiredError, RangeError, RefusedError, TransientError
 from nlocalmodels_downloader.redirects import redirect_target
@@ -34,6 +35,7 @@ class HttpClient:
         connect_timeout_seconds: for a TCP and TLS handshake.
         stall_seconds: without a byte, or below `MIN_BYTES_PER_SECOND` over that time, a stream is broken off.
         token: sent to `token_origin` only, never to where it redirects.
+        throttle: holds up the reading of bodies.
     """
 
     def __init__(
@@ -42,11 +44,14 @@ class HttpClient:
         stall_seconds: float,
         token: str | None = None,
         token_origin: str | None = None,
+        throttle: Throttle | None = None,
     ) -> None:
         self._timeout = (connect_timeout_seconds, stall_seconds)
         self._stall_seconds = stall_seconds
         self._token = token
         self._token_origin = origin(token_origin) if token_origin else None
+        self._throttle = throttle
+        self._piece_bytes = min(CHUNK_BYTES, throttle.piece_bytes) if throttle else CHUNK_BYTES
         self._local = threading.local()
         self._active: set[requests.Response] = set()
 
@@ -139,7 +144,7 @@ class HttpClient:
         problem: str | None = None
         while remaining and problem is None:
             try:
-                length = _read_once(body, buffer[filled : min(CHUNK_BYTES, remaining)])
+                length = _read_once(body, buffer[filled : min(CHUNK_BYTES, remaining, filled + self._piece_bytes)])
             except (http.client.HTTPException, OSError, ValueError) as error:
                 length, problem = 0, f"the connection broke: {_reason(error)}."
             else:
@@ -147,6 +152,9 @@ class HttpClient:
                     problem = f"the connection closed {remaining - filled} bytes early."
             filled += length
             window_bytes += length
+            if self._throttle is not None and length:
+                # Time that was waited for others is no stall of this connection.
+                window_start += self._throttle.wait(length)
             now = time.monotonic()
             if now - window_start >= self._stall_seconds:
                 if window_bytes < MIN_BYTES_PER_SECOND * (now - window_start):

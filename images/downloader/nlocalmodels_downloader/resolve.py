@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass, replace
 
+from nlocalmodels_downloader.bandwidth import Throttle
 from nlocalmodels_downloader.clients import Client, RemoteFile
 from nlocalmodels_downloader.config import Model
 from nlocalmodels_downloader.errors import CorruptError, RefusedError
@@ -35,8 +36,13 @@ class Resolver:
         self._settings = settings
         self._options = options
         self._allow_unverified = allow_unverified
+        limit = settings.max_bytes_per_second
         self._http = HttpClient(
-            settings.connect_timeout_seconds, settings.stall_seconds, settings.hub_token, settings.hub_endpoint
+            settings.connect_timeout_seconds,
+            settings.stall_seconds,
+            settings.hub_token,
+            settings.hub_endpoint,
+            Throttle(limit, options.stop) if limit is not None else None,
         )
         self._local = LocalClient()
 
@@ -49,6 +55,11 @@ class Resolver:
         Raises:
             DownloaderError: this source will not do; another may.
         """
+        if self._settings.is_offline and not source.is_local:
+            raise RefusedError(
+                f"{file.file} is not on the volume as declared, and DOWNLOAD_OFFLINE=true keeps {source} from being asked; "
+                "put the file there, name a file:// mirror, or set DOWNLOAD_OFFLINE=false."
+            )
         client = self._local if source.is_local else self._http
         url = source.url(self._settings.hub_endpoint)
         stop = self._options.stop

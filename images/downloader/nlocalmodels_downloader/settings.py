@@ -18,6 +18,7 @@ class Settings:
 
     `is_durable` waits for the disk before a file is published; without it a file is verified again after a reboot instead.
     `volume_limit_bytes` is the size limit of an emptyDir, which a filesystem's own figures do not show.
+    `max_bytes_per_second` is for all connections together; `is_offline` lets no source over the network be asked.
     """
 
     hub_endpoint: str = "https://huggingface.co"
@@ -31,6 +32,8 @@ class Settings:
     lease_seconds: float = 90.0
     lease_budget_seconds: float = 1800.0
     is_durable: bool = False
+    is_offline: bool = False
+    max_bytes_per_second: int | None = None
     volume_limit_bytes: int | None = None
     termination_message_path: Path = Path("/dev/termination-log")
 
@@ -54,6 +57,8 @@ def read_settings(environ: Mapping[str, str]) -> Settings:
         lease_seconds=_number(environ, "DOWNLOAD_LEASE_SECONDS", defaults.lease_seconds, 0.5, 3600),
         lease_budget_seconds=_number(environ, "DOWNLOAD_WAIT_SECONDS", defaults.lease_budget_seconds, 0, 1e6),
         is_durable=_boolean(environ, "DOWNLOAD_DURABLE"),
+        is_offline=_boolean(environ, "DOWNLOAD_OFFLINE"),
+        max_bytes_per_second=int(_number(environ, "DOWNLOAD_MAX_BYTES_PER_SECOND", 0, 1024, 1 << 50)) or None,
         volume_limit_bytes=int(_number(environ, "MODEL_PATH_LIMIT_BYTES", 0, 1, 1 << 60)) or None,
         progress_seconds=_number(environ, "DOWNLOAD_PROGRESS_SECONDS", defaults.progress_seconds, 0.1, 3600),
         termination_message_path=Path(environ.get("TERMINATION_MESSAGE_PATH") or defaults.termination_message_path),

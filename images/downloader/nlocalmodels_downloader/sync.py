@@ -9,7 +9,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 
 from nlocalmodels_downloader.config import Config, Model
-from nlocalmodels_downloader.errors import DownloaderError, SpaceError, StoppedError
+from nlocalmodels_downloader.errors import DownloaderError, StoppedError
 from nlocalmodels_downloader.fetch import Fetched, Fetcher
 from nlocalmodels_downloader.gguf import check_gguf
 from nlocalmodels_downloader.manifest import ManifestEntry, Shard, write_manifest
@@ -56,10 +56,7 @@ class Synchronizer:
             StoppedError: SIGTERM or SIGINT; what has arrived is kept.
             SpaceError: the volume cannot hold what is declared, or cannot be used at all.
         """
-        try:
-            self._volume.root.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise SpaceError(f"modelPath {self._volume.root}: cannot be created ({error.strerror}); mount a volume.") from None
+        self._volume.create()
         with naming_space_errors(self._volume.root):
             try:
                 self._check_space()

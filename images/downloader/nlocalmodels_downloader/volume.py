@@ -5,6 +5,7 @@ MODEL_PATH/.nlocalmodels/partials/<owner>.<n>/   unfinished ones, of one process
 MODEL_PATH/.nlocalmodels/leases/<key>.<n>        who fetches a file at present (lease.py)
 MODEL_PATH/.nlocalmodels/verified/<file>.json    what a finished file was when its digest was last computed
 MODEL_PATH/.nlocalmodels/replaced/               files of other hands that had a declared name
+MODEL_PATH/.nlocalmodels/incoming/               what a person copies here to be checked and published (receive.py)
 MODEL_PATH/.nlocalmodels/publish.lock            one process publishes at a time
 MODEL_PATH/.nlocalmodels/sets/<id>.json          a set whose models are all there (manifest.py)
 """
@@ -13,6 +14,7 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
+import itertools
 import json
 import os
 import time
@@ -47,6 +49,17 @@ class Volume:
         self.state = root / STATE_FOLDER
         self.leases = self.state / "leases"
         self.workspaces = Workspaces(self.state, owner)
+
+    def create(self) -> None:
+        """Creates the folder of models where it is not there yet.
+
+        Raises:
+            SpaceError: it cannot be created.
+        """
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise SpaceError(f"modelPath {self.root}: cannot be created ({error.strerror}); mount a volume.") from None
 
     def path(self, file: str) -> Path:
         return self.root / file
@@ -105,14 +118,14 @@ class Volume:
         """
         target = self.path(file)
         with naming_space_errors(self.root), self._publishing():
-            if os.path.lexists(target) and not self._is_own(file):
+            if os.path.lexists(target) and not self.is_own(file):
                 self._keep_replaced(file)
             os.chmod(data_path, 0o644)
             os.replace(data_path, target)
             sync_folder(self.root)
             self.record_verified(file, verified, is_durable)
 
-    def _is_own(self, file: str) -> bool:
+    def is_own(self, file: str) -> bool:
         """Whether a finished file is one that was recorded; its ctime also changes when a kubelet sets its group."""
         try:
             record = json.loads(self._record_path(file).read_bytes())
@@ -123,7 +136,12 @@ class Volume:
 
     def _keep_replaced(self, file: str) -> None:
         target = self.path(file)
-        kept = self.state / "replaced" / f"{time.strftime('%Y%m%dT%H%M%S')}-{file}"
+        stamp = time.strftime("%Y%m%dT%H%M%S")
+        kept = self.state / "replaced" / f"{stamp}-{file}"
+        for number in itertools.count(2):
+            if not os.path.lexists(kept):
+                break
+            kept = kept.with_name(f"{stamp}.{number}-{file}")
         kept.parent.mkdir(parents=True, exist_ok=True)
         try:
             os.link(target, kept)

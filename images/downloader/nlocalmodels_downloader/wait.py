@@ -18,7 +18,7 @@ REPORT_SECONDS = 30.0
 
 
 def wait_for_set(config: Config, stop: Event, timeout_seconds: float | None, report: Callable[[Sequence[str]], None]) -> None:
-    """Returns when every declared file is there and one set's manifest names them all.
+    """Returns when every declared file is there and one set's manifest names them all; at once when nothing is declared.
 
     Args:
         timeout_seconds: None waits for ever.
@@ -50,11 +50,12 @@ def wait_for_set(config: Config, stop: Event, timeout_seconds: float | None, rep
 def missing_files(config: Config) -> list[str]:
     """Returns what is not as declared yet, each with the reason. Empty when the set can be served."""
     declared = [file for model in config.models for file in model.files]
+    if not declared:
+        return []
     sets = _read_sets(config.model_path)
     # Of several sets, the one that is nearest to what is declared tells best what is still to come.
     problems = [[_problem(config.model_path, file, files) for file in declared] for files in sets or [{}]]
-    missing = min(([problem for problem in of_set if problem] for of_set in problems), key=len)
-    return missing if missing or sets else ["no set's manifest is there"]
+    return min(([problem for problem in of_set if problem] for of_set in problems), key=len)
 
 
 def _read_sets(model_path: Path) -> list[dict[str, Shard]]:

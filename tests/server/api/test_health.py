@@ -9,6 +9,7 @@ from support.serving import RunningServer, running_server
 
 def test_health_is_good_when_models_serve(tiny_server: RunningServer) -> None:
     assert tiny_server.get("/livez").status_code == 200
+    assert tiny_server.get("/startupz").json() == {"status": "started", "loading": []}
     assert tiny_server.get("/healthz").json() == {"status": "ok"}
     ready = tiny_server.get("/readyz").json()
     assert ready["status"] == "ready"
@@ -58,6 +59,21 @@ def test_broken_files_are_named_and_the_rest_serve(tmp_path: Path) -> None:
         assert (answer.status_code, answer.json()["error"]["code"]) == (503, "model_failed")
         for name in ("cut.Q8_0.gguf", "page.gguf", "no-shard-00001-of-00002.gguf", "mmproj-model.gguf"):
             assert len([line for line in server.log().splitlines() if name in line and "served as" not in line]) == 1
+
+
+def test_start_lasts_until_every_model_has_loaded_or_failed(tmp_path: Path) -> None:
+    folder = tmp_path / "models"
+    folder.mkdir()
+    # Two load at once, so the last of six are still waiting when the server first answers.
+    for number in range(6):
+        good = write_llama(folder / f"m{number}.gguf")
+    (folder / "m5.gguf").write_bytes(good.read_bytes()[:300_000])
+    with running_server(folder, tmp_path / "log") as server:
+        first = server.get("/startupz")
+        assert (first.status_code, first.json()["status"]) == (503, "starting")
+        assert "m4" in first.json()["loading"]
+        server.wait_until("/startupz", 200)
+        assert server.get("/readyz").json()["models"]["m5"]["state"] == "failed"
 
 
 def test_ready_when_all_waits_for_every_model(tmp_path: Path) -> None:

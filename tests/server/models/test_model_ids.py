@@ -72,3 +72,9 @@ def test_one_id_declared_for_two_files_goes_to_the_first() -> None:
 def test_short_name_means_the_file_that_has_it() -> None:
     named, _ = name_models(["m.Q4_0.gguf", "m.gguf"], {})
     assert {model.file: (model.id, model.aliases) for model in named} == {"m.gguf": ("m", ()), "m.Q4_0.gguf": ("m.Q4_0", ())}
+
+
+def test_name_models_leaves_a_reserved_id_alone() -> None:
+    named, warnings = name_models(["m.Q4_0.gguf"], {"m.Q8_0.gguf": "m"}, {"m"})
+    assert [(model.id, model.aliases) for model in named] == [("m.Q4_0", ())]
+    assert "'m' is the id of another file" in warnings[0]

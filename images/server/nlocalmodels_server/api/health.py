@@ -1,4 +1,4 @@
-"""Three different questions: is the process alive, can it serve, and what does it say of each model."""
+"""Four different questions: is the process alive, has it started, can it serve, and what does it say of each model."""
 
 from __future__ import annotations
 
@@ -12,10 +12,15 @@ from nlocalmodels_server.models.registry import Registry
 
 
 def routes(registry: Registry) -> list[Route]:
-    """Returns /livez, /readyz and /healthz."""
+    """Returns /livez, /startupz, /readyz and /healthz."""
 
     async def livez(_: Request) -> Response:
         return JSONResponse({"status": "alive"})
+
+    async def startupz(_: Request) -> Response:
+        """503 until every model has loaded or failed once: who takes too long over that is stuck and wants a restart."""
+        loading = [worker.model_id for worker in registry.workers() if worker.is_loading_first]
+        return JSONResponse({"status": "starting" if loading else "started", "loading": loading}, 503 if loading else 200)
 
     async def readyz(_: Request) -> Response:
         reason = registry.not_ready_reason()
@@ -28,6 +33,7 @@ def routes(registry: Registry) -> list[Route]:
 
     return [
         Route("/livez", livez, methods=["GET"]),
+        Route("/startupz", startupz, methods=["GET"]),
         Route("/readyz", readyz, methods=["GET"]),
         Route("/healthz", healthz, methods=["GET"]),
     ]

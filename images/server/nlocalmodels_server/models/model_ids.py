@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
 # Quantization suffixes as they stand in file names: Q4_K_M, q8_0, IQ2_XXS, TQ1_0, F16, BF16, MXFP4, UD-Q4_K_XL.
@@ -46,16 +46,21 @@ def short_id(file: str) -> str:
     return _QUANTIZATION.sub("", name) or name
 
 
-def name_models(files: Iterable[str], declared: Mapping[str, str]) -> tuple[list[NamedModel], list[str]]:
+def name_models(
+    files: Iterable[str], declared: Mapping[str, str], reserved: Collection[str] = ()
+) -> tuple[list[NamedModel], list[str]]:
     """Names every file, and returns warnings about names that had to change.
 
-    A declared id (file to id, from the set manifest) holds. Otherwise the short id, unless several files would have it: then
-    each keeps its quantization, and the short id is an alias of the first by file name.
+    A declared id (file to id) holds. Otherwise the short id, unless several files would have it: then each keeps its
+    quantization, and the short id is an alias of the first by file name.
+
+    Args:
+        reserved: ids that belong to files which are not here.
     """
     warnings = []
     by_short_id: dict[str, list[str]] = {}
     named: list[NamedModel] = []
-    taken: set[str] = set()
+    taken = set(reserved)
     undeclared = []
     for file in sorted(files):
         if file in declared and declared[file] not in taken:

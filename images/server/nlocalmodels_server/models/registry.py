@@ -6,6 +6,7 @@ import asyncio
 import logging
 from collections.abc import Iterator
 
+from nlocalmodels_server.config import DeclaredModel
 from nlocalmodels_server.cpu import available_threads
 from nlocalmodels_server.models.model_ids import NamedModel
 from nlocalmodels_server.models.scan import ScanResult, scan
@@ -33,7 +34,7 @@ class Registry:
     async def start(self) -> None:
         """Scans the folder and starts every model's process, the default model's first."""
         settings = self._settings
-        self.scan = await asyncio.to_thread(scan, settings.model_path)
+        self.scan = await asyncio.to_thread(scan, settings.model_path, settings.models, settings.serve_undeclared)
         self._log_scan()
         for model in self.scan.models:
             self._names[model.id] = model.id
@@ -41,12 +42,12 @@ class Registry:
         for model in self.scan.models:
             for name in (*model.aliases, model.file):
                 self._names.setdefault(name, model.id)
-        options = LoadOptions(settings.num_threads or available_threads(), settings.num_slots, settings.context_tokens)
         # Threads of two models that spin at barriers starve each other; those of one model alone are faster spinning.
         environ = {"OMP_WAIT_POLICY": "passive"} if len(self.scan.models) > 1 else {}
         load_turns = asyncio.Semaphore(_NUM_LOADS_AT_ONCE)
-        for model in sorted(self.scan.models, key=self._is_not_default):
-            worker = Worker(model.id, settings.model_path / model.file, options, load_turns, environ)
+        for model in sorted(self.scan.models, key=self._load_order):
+            path, options = settings.model_path / model.file, self._load_options(model)
+            worker = Worker(model.id, path, options, load_turns, environ)
             self._workers[model.id] = worker
             worker.start()
 
@@ -88,10 +89,11 @@ class Registry:
         path = self._settings.model_path
         if not self._workers:
             found = self.scan.problems or self.scan.ignored
-            rest = f" Found, but not to be served: {', '.join(found)}." if found else ""
+            rest = f" Not served: {'; '.join(f'{file}: {reason}' for file, reason in found.items())}." if found else ""
             return f"No model: looked for *.gguf files in {path}, set by MODEL_PATH.{rest}"
         if self._settings.default_model is not None and self.default_id is None:
-            return f"DEFAULT_MODEL '{self._settings.default_model}' is not among the models in {path}. {self._there_are()}"
+            name = f"DEFAULT_MODEL '{self._settings.default_model}'"
+            return f"{name} is not among the models in {path}.{self._why_no_default()} {self._there_are()}"
         # One that crashed and comes back is its own affair: it must not take the others out of service.
         loading = [w.model_id for w in self.workers() if w.is_loading_first]
         if loading:
@@ -105,8 +107,24 @@ class Registry:
             return f"None of the models loads: {', '.join(failed)}."
         return None
 
-    def _is_not_default(self, model: NamedModel) -> bool:
-        return model.id != self.default_id
+    def _load_order(self, model: NamedModel) -> tuple[bool, int]:
+        """The default model first, then what is declared, in order, then the rest."""
+        declared = [declared.file for declared in self._settings.models or ()]
+        return model.id != self.default_id, declared.index(model.file) if model.file in declared else len(declared)
+
+    def _load_options(self, model: NamedModel) -> LoadOptions:
+        settings = self._settings
+        own = next((own for own in settings.models or () if own.file == model.file), DeclaredModel(model.id, model.file))
+        return LoadOptions(
+            own.num_threads or settings.num_threads or available_threads(),
+            own.num_slots or settings.num_slots,
+            own.context_tokens or settings.context_tokens,
+        )
+
+    def _why_no_default(self) -> str:
+        """Returns what became of the file that is declared under the default model's name, as a sentence after a space."""
+        files = [model.file for model in self._settings.models or () if model.id == self._settings.default_model]
+        return "".join(f" {file}: {self.scan.problems[file]}." for file in files if file in self.scan.problems)
 
     def _no_default(self) -> str:
         if self._settings.default_model is None:

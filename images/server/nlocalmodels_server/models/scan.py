@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from nlocalmodels_server.config import DeclaredModel
 from nlocalmodels_server.models.gguf_header import NotGgufError, read_general
-from nlocalmodels_server.models.manifest import read_declared_ids
+from nlocalmodels_server.models.manifest import read_declared_ids, read_set_files
 from nlocalmodels_server.models.model_ids import NamedModel, name_models, parse_shard
 
 _MAX_DEPTH = 3
@@ -27,9 +28,16 @@ class ScanResult:
     warnings: list[str] = field(default_factory=list)
 
 
-def scan(model_path: Path) -> ScanResult:
-    """Scans the folder. A folder that is missing or cannot be read is one without models."""
+def scan(model_path: Path, declared: Sequence[DeclaredModel] | None = None, serve_undeclared: bool = True) -> ScanResult:
+    """Scans the folder. A folder that is missing or cannot be read is one without models.
+
+    Args:
+        declared: what belongs here. What else a set on the volume names is then left alone; without it, whatever is there is
+            served, under the ids that the sets name.
+        serve_undeclared: whether a file is served that is not declared and that no set names.
+    """
     result = ScanResult()
+    unwanted = _judge_by_declaration(model_path, declared, serve_undeclared)
     servable: list[str] = []
     shards: dict[str, dict[int, str]] = {}
     for file in _files(model_path):
@@ -37,7 +45,7 @@ def scan(model_path: Path) -> ScanResult:
         if printable != file:
             result.problems[printable] = "its name is not UTF-8; rename it"
             continue
-        reason = _ignored(Path(file).name)
+        reason = _ignored(Path(file).name) or unwanted(file)
         if reason is not None:
             result.ignored[file] = reason
             continue
@@ -56,13 +64,44 @@ def scan(model_path: Path) -> ScanResult:
         if general.get("general.type") in ("adapter", "mmproj") or general.get("general.architecture") == "clip":
             result.ignored[file] = "an adapter or projector, no model of its own"
         elif (shard := parse_shard(file)) is not None:
-            shards.setdefault(f"{Path(file).parent / shard.prefix}-{shard.count:05d}", {})[shard.index] = file
+            shards.setdefault(_whole(file), {})[shard.index] = file
         else:
             servable.append(file)
     for group in shards.values():
         _take_shards(group, servable, result)
-    result.models, result.warnings = name_models(servable, read_declared_ids(model_path))
+    ids = read_declared_ids(model_path) if declared is None else {model.file: model.id for model in declared}
+    # An id that is declared is never silently another file's.
+    reserved = {model.id for model in declared or () if model.file not in servable}
+    _report_missing(declared or (), servable, result)
+    result.models, result.warnings = name_models(servable, ids, reserved)
     return result
+
+
+def _judge_by_declaration(
+    model_path: Path, declared: Sequence[DeclaredModel] | None, serve_undeclared: bool
+) -> Callable[[str], str | None]:
+    """Returns what says of a file why it is not wanted here, None if it is."""
+    if declared is None:
+        return lambda _: None
+    wanted = {_whole(model.file) for model in declared}
+    of_sets = {_whole(file) for file in read_set_files(model_path)}
+
+    def judge(file: str) -> str | None:
+        if _whole(file) in wanted:
+            return None
+        if _whole(file) in of_sets:
+            return "belongs to another set"
+        return None if serve_undeclared else "not declared, and serveUndeclared is false"
+
+    return judge
+
+
+def _report_missing(declared: Sequence[DeclaredModel], servable: Sequence[str], result: ScanResult) -> None:
+    """Names each declared file that is not there, or is something that is not served."""
+    for model in declared:
+        if model.file not in servable and model.file not in result.problems:
+            reason = result.ignored.pop(model.file, "it is not in MODEL_PATH")
+            result.problems[model.file] = f"declared as '{model.id}', but {reason}"
 
 
 def _files(model_path: Path) -> Iterator[str]:
@@ -86,6 +125,12 @@ def _ignored(name: str) -> str | None:
     if lower.startswith("mmproj"):
         return "a projector for images, no model of its own"
     return None
+
+
+def _whole(file: str) -> str:
+    """Returns what the shards of one model have in common; for any other file, the file."""
+    shard = parse_shard(file)
+    return file if shard is None else f"{Path(file).parent / shard.prefix} in {shard.count}"
 
 
 def _take_shards(group: dict[int, str], servable: list[str], result: ScanResult) -> None:
