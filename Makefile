@@ -1,11 +1,14 @@
 .DEFAULT_GOAL := help
-.PHONY: help setup run test e2e check format lock clean bench-download
+.PHONY: help setup run test e2e check format lock clean bench-download docs chart-lint images bake cluster cluster-down
 
 PYTHON ?= python3
 BIN := .venv/bin
 PORT ?= 11434
 MODELS ?=
 MODEL_PATH ?= .models
+IMAGE ?=
+LAYOUT ?= server
+ARCHIVES ?=
 CODE := images tests tools benchmarks
 
 help: ## Say what there is
@@ -17,11 +20,33 @@ setup: ## Set up .venv, everything pinned (the others call it)
 run: setup ## Fetch a real small model and serve it; MODELS="ids or hf:// sources" for others, PORT=11434
 	@exec $(BIN)/python tools/run.py --models "$(MODELS)" --model-path "$(MODEL_PATH)" --port $(PORT)
 
-test: setup check ## Lint, types and all tests but those of e2e
+test: setup check ## Lint, types and all tests but those of e2e; the chart is rendered, not installed
 	$(BIN)/pytest --ignore=tests/e2e
 
-e2e: setup ## Take the part of a user: run the main job as the README says, end to end
-	$(BIN)/pytest tests/e2e
+e2e: setup ## Take the part of a user: make run, the images, and the chart on a real cluster (own, kind's, or KUBECONFIG's)
+	@$(BIN)/python tools/go_binaries.py kubectl helm helm4 ct >/dev/null
+	@PYTHONPATH=tests:tools $(BIN)/python -m cluster build
+	$(BIN)/pytest -v tests/e2e
+
+chart-lint: setup ## Lint the chart with chart-testing
+	@ct=$$($(BIN)/python tools/go_binaries.py ct) helm=$$($(BIN)/python tools/go_binaries.py helm) && \
+	PATH="$$($(BIN)/python tools/chart_tools.py):$${helm%/*}:$$PATH" $$ct lint --config ct.yaml
+
+docs: setup ## Write the chart's README and schema anew, from its values.yaml
+	@$(BIN)/python tools/values_schema.py
+	@$$($(BIN)/python tools/go_binaries.py helm-docs) --chart-search-root charts --sort-values-order file --log-level warning
+
+images: setup ## Build the images of server and downloader; BASE_IMAGE, CA_BUNDLE, ARCHIVES=folder
+	@$(BIN)/python tools/images.py build server downloader $(if $(ARCHIVES),--archives "$(ARCHIVES)")
+
+bake: setup ## Build an image with models in it: MODELS="ids, sets or hf:// sources" IMAGE=name:tag LAYOUT=server|models
+	@$(BIN)/python tools/bake.py --models "$(MODELS)" --image "$(IMAGE)" --layout $(LAYOUT)
+
+cluster: setup ## Start a real Kubernetes on this machine, without Docker (as root) or by kind
+	@PYTHONPATH=tests:tools $(BIN)/python -m cluster up
+
+cluster-down: setup ## Stop that cluster and remove all of it
+	@PYTHONPATH=tests:tools $(BIN)/python -m cluster down
 
 check: setup ## Lint and types; edits nothing
 	$(BIN)/ruff check $(CODE)
