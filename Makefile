@@ -9,6 +9,8 @@ MODEL_PATH ?= .models
 IMAGE ?=
 LAYOUT ?= server
 ARCHIVES ?=
+ARCHIVE ?=
+CONFIG ?=
 CODE := images tests tools benchmarks
 
 help: ## Say what there is
@@ -39,8 +41,9 @@ docs: setup ## Write the chart's README and schema anew, from its values.yaml
 images: setup ## Build the images of server and downloader; BASE_IMAGE, CA_BUNDLE, ARCHIVES=folder
 	@$(BIN)/python tools/images.py build server downloader $(if $(ARCHIVES),--archives "$(ARCHIVES)")
 
-bake: setup ## Build an image with models in it: MODELS="ids, sets or hf:// sources" IMAGE=name:tag LAYOUT=server|models
-	@$(BIN)/python tools/bake.py --models "$(MODELS)" --image "$(IMAGE)" --layout $(LAYOUT)
+bake: setup ## Build an image with models in it: MODELS="ids, sets or hf:// sources" or CONFIG=downloads.yaml, IMAGE=name:tag
+	@$(BIN)/python tools/bake.py $(if $(CONFIG),--config "$(CONFIG)",--models "$(MODELS)") --image "$(IMAGE)" --layout $(LAYOUT) \
+	  $(if $(ARCHIVE),--archive "$(ARCHIVE)")
 
 cluster: setup ## Start a real Kubernetes on this machine, without Docker (as root) or by kind
 	@PYTHONPATH=tests:tools $(BIN)/python -m cluster up
@@ -54,6 +57,8 @@ check: setup ## Lint and types; edits nothing
 	$(BIN)/mypy -p nlocalmodels_downloader -p nlocalmodels_server
 	$(BIN)/mypy tools tests
 	$(BIN)/mypy benchmarks
+	$(BIN)/hadolint images/*/Dockerfile tests/support/source_image/Dockerfile
+	$(BIN)/python tools/values_schema.py --check
 
 bench-download: setup ## Measure the downloader against curl, aria2c and huggingface_hub; writes benchmarks/download/RESULTS.md
 	@exec $(BIN)/python benchmarks/download/bench.py $(ARGS)

@@ -73,11 +73,11 @@ def offered(folder: Path) -> Iterator[str]:
         thread.join()
 
 
-def download(entries: list[dict[str, Any]], model_path: Path) -> None:
-    """Runs the downloader as a pod would; SystemExit with its exit code when it fails."""
+def download(entries: list[dict[str, Any]], model_path: Path, **settings: Any) -> None:
+    """Runs the downloader as a pod would, with further settings of downloads.yaml; SystemExit with its exit code on failure."""
     model_path.mkdir(parents=True, exist_ok=True)
     config = model_path / ".downloads.yaml"
-    config.write_text(yaml.safe_dump({"modelPath": str(model_path), "models": entries}, sort_keys=False))
+    config.write_text(yaml.safe_dump({**settings, "modelPath": str(model_path), "models": entries}, sort_keys=False))
     command = [sys.executable, "-m", "nlocalmodels_downloader", "sync", "--config", str(config)]
     code = subprocess.run(command, env=without_proxy(os.environ), check=False).returncode
     if code:

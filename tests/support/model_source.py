@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import mmap
 import re
 import ssl
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any, cast
 
-_RANGE = re.compile(r"bytes=(\d+)-(\d+)")
+_RANGE = re.compile(r"bytes=(\d+)-(\d*)")
 
 
 @dataclass
@@ -46,21 +49,26 @@ class Request:
     @property
     def range(self) -> tuple[int, int] | None:
         match = _RANGE.fullmatch(self.headers.get("range", ""))
-        return (int(match[1]), int(match[2]) + 1) if match else None
+        return (int(match[1]), int(match[2]) + 1 if match[2] else sys.maxsize) if match else None
 
 
 class ModelSource:
-    """Serves `files` (path to bytes) and keeps every request.
+    """Serves `files` (path to bytes) and what is in `folder`, and keeps every request.
 
-    `behave` is called with each request before it is answered, from the request's own thread.
+    `behave` is called with each request before it is answered, from the request's own thread. `control`, where there is one,
+    answers paths that begin with `/_` with a status and a body; those are not kept.
     """
 
-    def __init__(self, tls: ssl.SSLContext | None = None) -> None:
+    def __init__(
+        self, tls: ssl.SSLContext | None = None, host: str = "127.0.0.1", port: int = 0, folder: Path | None = None
+    ) -> None:
         self.files: dict[str, bytes] = {}
         self.requests: list[Request] = []
         self.behave: Callable[[Request], Behaviour] = lambda _: Behaviour()
+        self.control: Callable[[str, str, bytes], tuple[int, bytes]] | None = None
         self.released = threading.Event()
-        self._server = _Server(("127.0.0.1", 0), _Handler)
+        self._folder = folder.resolve() if folder is not None else None
+        self._server = _Server((host, port), _Handler)
         self._server.source = self
         if tls is not None:
             self._server.socket = tls.wrap_socket(self._server.socket, server_side=True)
@@ -74,6 +82,21 @@ class ModelSource:
     @property
     def sent_bytes(self) -> int:
         return sum(request.sent_bytes for request in self.requests)
+
+    def body(self, path: str) -> bytes | memoryview | None:
+        """Returns what is served under a path. A file of the folder stays on the disk, and is read as it is sent."""
+        if path in self.files or self._folder is None:
+            return self.files.get(path)
+        file = (self._folder / path.lstrip("/")).resolve()
+        if not file.is_file() or not file.is_relative_to(self._folder):
+            return None
+        with file.open("rb") as opened:
+            return memoryview(mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ))
+
+    def release(self) -> None:
+        """Ends every stall, and lets later ones stall again."""
+        released, self.released = self.released, threading.Event()
+        released.set()
 
     @contextmanager
     def running(self) -> Iterator[ModelSource]:
@@ -102,12 +125,29 @@ class _Handler(BaseHTTPRequestHandler):
     def log_message(self, format: str, *args: Any) -> None:  # noqa: A002
         pass
 
+    def _control(self) -> bool:
+        """Answers a control path; False when this is none."""
+        control = cast(_Server, self.server).source.control
+        if control is None or not self.path.startswith("/_"):
+            return False
+        status, body = control(self.command, self.path, self.rfile.read(int(self.headers.get("Content-Length", 0))))
+        self._answer(Behaviour(), Request(self.path, {}), status, {"Content-Type": "application/json"}, body)
+        return True
+
+    def do_PUT(self) -> None:
+        if not self._control():
+            self.send_error(405)
+
+    do_DELETE = do_PUT  # noqa: N815
+
     def do_GET(self) -> None:
+        if self._control():
+            return
         source = cast(_Server, self.server).source
         request = Request(self.path, {name.lower(): value for name, value in self.headers.items()}, self.client_address[1])
         source.requests.append(request)
         behaviour = source.behave(request)
-        body = source.files.get(self.path.split("?")[0]) if behaviour.body is None else behaviour.body
+        body = source.body(self.path.split("?")[0]) if behaviour.body is None else behaviour.body
         if behaviour.status is not None or body is None:
             self._answer(behaviour, request, behaviour.status or 404, {}, behaviour.body or b"")
             return
