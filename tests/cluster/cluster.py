@@ -83,7 +83,16 @@ class Cluster:
             items = [manifests.storage_class(), *map(manifests.rwx_volume, new)]
             self.kubectl("apply", "--server-side", "--filename", "-", stdin=json.dumps(manifests.manifest_list(items)))
 
+    def kill_sandbox(self, pod_uid: str) -> None:
+        """Kills what a pod's containers live in, as a node's restart does: the kubelet makes it anew, init containers first."""
+        ctr = "ctr --namespace k8s.io" if self.provider == KIND else shlex.join(images.CTR[:-1])
+        labels = {"io.kubernetes.pod.uid": pod_uid, "io.cri-containerd.kind": "sandbox"}
+        sandbox = ",".join(f'labels."{name}"=={value}' for name, value in labels.items())
+        self.run_on_node(f"{ctr} tasks kill --signal SIGKILL $({ctr} containers list --quiet {shlex.quote(sandbox)})")
+
     def run_on_node(self, script: str) -> None:
+        if self.provider == EXISTING:
+            raise ClusterError("the nodes of the cluster that KUBECONFIG names are not ours.")
         if self.provider == KIND:
             kind.run_on_node(script)
         else:
