@@ -23,9 +23,9 @@ template:
       {{- toYaml . | nindent 6 }}
       {{- end }}
     annotations:
-      nlocalmodels.io/set: {{ include "nlocalmodels.setId" . }}
+      nlocalmodels.io/set: {{ include "nlocalmodels.setId" . | quote }}
       # A Job that failed over a dead source is done again once the source is corrected.
-      checksum/downloads: {{ include "nlocalmodels.downloadsYaml" . | sha256sum | trunc 16 }}
+      checksum/downloads: {{ include "nlocalmodels.downloadsYaml" . | sha256sum | trunc 16 | quote }}
       {{- with .Values.download.podAnnotations }}
       {{- toYaml . | nindent 6 }}
       {{- end }}

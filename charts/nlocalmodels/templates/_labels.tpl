@@ -18,7 +18,7 @@ app.kubernetes.io/part-of: nlocalmodels
 
 {{- define "nlocalmodels.selectorLabels" -}}
 app: {{ ternary "nlocalmodels" (printf "nlocalmodels-%s" .component) (eq .component "server") }}
-app.kubernetes.io/name: {{ include "nlocalmodels.chartName" .root }}
-app.kubernetes.io/instance: {{ .root.Release.Name }}
+app.kubernetes.io/name: {{ include "nlocalmodels.chartName" .root | quote }}
+app.kubernetes.io/instance: {{ .root.Release.Name | quote }}
 app.kubernetes.io/component: {{ .component }}
 {{- end }}

@@ -20,7 +20,7 @@ imagePullPolicy: {{ include "nlocalmodels.pullPolicy" $image }}
 
 {{- /* What every pod of the chart says of itself. */}}
 {{- define "nlocalmodels.podBase" -}}
-serviceAccountName: {{ include "nlocalmodels.serviceAccountName" . }}
+serviceAccountName: {{ include "nlocalmodels.serviceAccountName" . | quote }}
 automountServiceAccountToken: false
 enableServiceLinks: false
 {{- with .Values.imagePullSecrets }}
@@ -45,7 +45,7 @@ emptyDir:
   sizeLimit: {{ include "nlocalmodels.mebibytes" (include "nlocalmodels.sizeLimitBytes" .) }}
 {{- else if eq $storage.strategy "pvc" -}}
 persistentVolumeClaim:
-  claimName: {{ include "nlocalmodels.claimName" . }}
+  claimName: {{ include "nlocalmodels.claimName" . | quote }}
 {{- else if eq $storage.baked.mount "volume" -}}
 image:
   reference: {{ include "nlocalmodels.image" $storage.baked.image | quote }}
@@ -118,8 +118,8 @@ image:
 - name: HF_TOKEN
   valueFrom:
     secretKeyRef:
-      name: {{ .hfToken.existingSecret }}
-      key: {{ .hfToken.key }}
+      name: {{ .hfToken.existingSecret | quote }}
+      key: {{ .hfToken.key | quote }}
 {{- end }}
 {{- end }}
 {{- end }}
@@ -129,6 +129,6 @@ image:
 {{- with .Values.download.caBundle.configMap }}
 - name: ca-bundle
   configMap:
-    name: {{ . }}
+    name: {{ . | quote }}
 {{- end }}
 {{- end }}

@@ -23,14 +23,14 @@ value's path, the problem and the remedy. One define per section of values.yaml;
 {{- /* A quantity of bytes: {path, value}. */}}
 {{- define "nlocalmodels.validate.quantity" -}}
 {{- if not (include "nlocalmodels.bytes" .value) }}
-{{ .path }}: '{{ .value }}' is no quantity of bytes; write it as 50Gi, 512Mi or a whole number.
+{{ .path }}: '{{ include "nlocalmodels.plain" .value }}' is no quantity of bytes; write it as 50Gi, 512Mi or a whole number.
 {{- end }}
 {{- end }}
 
 {{- /* A number within bounds: {path, value, low, high}. */}}
 {{- define "nlocalmodels.validate.number" -}}
 {{- if or (lt (int64 .value) (int64 .low)) (gt (int64 .value) (int64 .high)) }}
-{{ .path }}: {{ .value }} is out of range; set it from {{ .low }} to {{ .high }}.
+{{ .path }}: {{ include "nlocalmodels.plain" .value }} is out of range; set it from {{ .low }} to {{ .high }}.
 {{- end }}
 {{- end }}
 
@@ -124,13 +124,25 @@ models.add.{{ $model.id }}.file: '{{ $file.file }}' is the file of '{{ get $file
 {{- end }}
 {{- end }}
 
+{{- /* "true" for what the downloader takes as a source. */}}
+{{- define "nlocalmodels.isSource" -}}
+{{- $text := . | default "" -}}
+{{- if regexMatch "^https?://[^/?# ]+/.+$" $text -}}
+{{- $port := regexReplaceAll "^https?://([^/?#]*@)?(\\[[^/?#]*\\]|[^/?#:]*)([^/?#]*)/.*$" $text "${3}" -}}
+{{- if or (not $port) (and (regexMatch "^:[1-9][0-9]{0,4}$" $port) (le (trimPrefix ":" $port | int) 65535)) -}}true{{- end -}}
+{{- else if regexMatch "^hf://[A-Za-z0-9_.-]+/[A-Za-z0-9_.-]+/[^ @?#]+@[A-Za-z0-9_.-]+$" $text -}}
+{{- if not (regexMatch "/\\.\\.[/@]" $text) -}}true{{- end -}}
+{{- else if regexMatch "^file:///.+$" $text -}}true
+{{- end -}}
+{{- end }}
+
 {{- /* What every file must state: {path, file, allowUnverified}. */}}
 {{- define "nlocalmodels.validate.file" -}}
-{{- if not (regexMatch "^(https?://[^/ ]+/.+|file:///.+|hf://[A-Za-z0-9_.-]+/[A-Za-z0-9_.-]+/[^ @?#]+@[A-Za-z0-9_.-]+)$" (.file.source | default "")) }}
+{{- if not (include "nlocalmodels.isSource" .file.source) }}
 {{ .path }}.source: '{{ .file.source }}' is no source; write it as https://…, http://…, file:///… or hf://ORG/REPO/FILE@COMMIT.
 {{- end }}
 {{- range $index, $mirror := .file.mirrors }}
-{{- if not (regexMatch "^(https?://[^/ ]+/.+|file:///.+|hf://[A-Za-z0-9_.-]+/[A-Za-z0-9_.-]+/[^ @?#]+@[A-Za-z0-9_.-]+)$" $mirror) }}
+{{- if not (include "nlocalmodels.isSource" $mirror) }}
 {{ $.path }}.mirrors[{{ $index }}]: '{{ $mirror }}' is no source; write it as https://…, http://…, file:///… or hf://ORG/REPO/FILE@COMMIT.
 {{- end }}
 {{- end }}
@@ -161,13 +173,13 @@ models.add.{{ $model.id }}.file: '{{ $file.file }}' is the file of '{{ get $file
 {{- if not $bytes }}
 storage.emptyDir.sizeLimit: '{{ $limit }}' is neither auto nor a quantity of bytes; write it as auto or 50Gi.
 {{- else if and (eq $storage.strategy "emptyDir") (lt (int64 $bytes) $needed) }}
-storage.emptyDir.sizeLimit: {{ $limit }} is too small: {{ $need }}; set it to auto.
+storage.emptyDir.sizeLimit: {{ include "nlocalmodels.plain" $limit }} is too small: {{ $need }}; set it to auto.
 {{- end }}
 {{- end }}
 {{- $size := include "nlocalmodels.bytes" $storage.pvc.size -}}
 {{- include "nlocalmodels.validate.quantity" (dict "path" "storage.pvc.size" "value" $storage.pvc.size) }}
 {{- if and $size (eq $storage.strategy "pvc") (not $storage.pvc.existingClaim) (lt (int64 $size) $needed) }}
-storage.pvc.size: {{ $storage.pvc.size }} is too small: {{ $need }}; set it to {{ include "nlocalmodels.mebibytes" $needed }} or more.
+storage.pvc.size: {{ include "nlocalmodels.plain" $storage.pvc.size }} is too small: {{ $need }}; set it to {{ include "nlocalmodels.mebibytes" $needed }} or more.
 {{- end }}
 {{- range $mode := $storage.pvc.accessModes }}
 {{- include "nlocalmodels.validate.word" (dict "path" "storage.pvc.accessModes" "value" $mode "words" (list "ReadWriteMany" "ReadWriteOnce")) }}
@@ -206,7 +218,7 @@ download.minBandwidth: 0 leaves no deadline to compute; give what the slowest ne
 {{- $least := include "nlocalmodels.bytes" $download.minBandwidth -}}
 {{- $most := include "nlocalmodels.bytes" $download.maxBandwidth -}}
 {{- if and $least $most (lt (int64 $most) (int64 $least)) }}
-download.maxBandwidth: {{ $download.maxBandwidth }} is less than download.minBandwidth, {{ $download.minBandwidth }}, from which deadlines are computed; lower that one as well.
+download.maxBandwidth: {{ include "nlocalmodels.plain" $download.maxBandwidth }} is less than download.minBandwidth, {{ include "nlocalmodels.plain" $download.minBandwidth }}, from which deadlines are computed; lower that one as well.
 {{- end }}
 {{- include "nlocalmodels.validate.number" (dict "path" "download.attempts" "value" $download.attempts "low" 1 "high" 1000) }}
 {{- include "nlocalmodels.validate.number" (dict "path" "download.connections" "value" $download.connections "low" 1 "high" 16) }}
@@ -316,14 +328,20 @@ httpRoute.parentRefs: is empty, so no gateway would take the route; name one, su
 {{- end }}
 {{- end }}
 {{- end }}
+{{- $known := (include "nlocalmodels.modelIds" . | fromJson).ids -}}
+{{- range $kind, $of := dict "limits" $limits "requests" $requests }}
+{{- if and (eq (toString (get $of "memory")) "auto") (not $known) (eq $.Values.models.set "none") (ne $.Values.storage.strategy "emptyDir") }}
+resources.{{ $kind }}.memory: auto has nothing to compute from, since no model is declared; state what the files on the volume need: their bytes, 1Gi of cache and 400Mi for each, and 256Mi for the server.
+{{- end }}
+{{- end }}
 {{- $limit := include "nlocalmodels.bytes" (get $limits "memory" | default "") -}}
 {{- if and $limit (lt (int64 $limit) $needed) }}
-resources.limits.memory: {{ get $limits "memory" }} is too small for {{ include "nlocalmodels.mebibytes" $needed }}: {{ include "nlocalmodels.memoryArithmetic" . }}; set it to auto, leave models out, lower server.contextTokens, or state models.add.<id>.memory where you know better.
+resources.limits.memory: {{ get $limits "memory" | include "nlocalmodels.plain" }} is too small for {{ include "nlocalmodels.mebibytes" $needed }}: {{ include "nlocalmodels.memoryArithmetic" . }}; set it to auto, leave models out, lower server.contextTokens, or state models.add.<id>.memory where you know better.
 {{- end }}
 {{- $request := include "nlocalmodels.bytes" (get $requests "memory" | default "") -}}
 {{- $most := ternary (toString $needed) $limit (eq (toString (get $limits "memory")) "auto") -}}
 {{- if and $most $request (gt (int64 $request) (int64 $most)) }}
-resources.requests.memory: {{ get $requests "memory" }} is more than resources.limits.memory, {{ get $limits "memory" }} ({{ include "nlocalmodels.mebibytes" $most }}); lower it or set both to auto.
+resources.requests.memory: {{ get $requests "memory" | include "nlocalmodels.plain" }} is more than resources.limits.memory, {{ get $limits "memory" | include "nlocalmodels.plain" }} ({{ include "nlocalmodels.mebibytes" $most }}); lower it or set both to auto.
 {{- end }}
 {{- $of := include "nlocalmodels.serverResources" . | fromYaml -}}
 {{- $limitText := dig "limits" "ephemeral-storage" "" $of -}}
@@ -332,7 +350,7 @@ resources.requests.memory: {{ get $requests "memory" }} is more than resources.l
 {{- $needed = include "nlocalmodels.volumeBytes" . | int64 -}}
 {{- $isAuto := eq (toString (get $limits "ephemeral-storage")) "auto" -}}
 {{- if and $limit (not $isAuto) (eq .Values.storage.strategy "emptyDir") (lt (int64 $limit) $needed) }}
-resources.limits.ephemeral-storage: {{ $limitText }} is too small: the models need {{ include "nlocalmodels.mebibytes" $needed }} ({{ include "nlocalmodels.humanBytes" (include "nlocalmodels.totalBytes" .) }} and a tenth); set it to auto.
+resources.limits.ephemeral-storage: {{ include "nlocalmodels.plain" $limitText }} is too small: the models need {{ include "nlocalmodels.mebibytes" $needed }} ({{ include "nlocalmodels.humanBytes" (include "nlocalmodels.totalBytes" .) }} and a tenth); set it to auto.
 {{- else if and $limit $request (not (and $isAuto (eq (toString (get $requests "ephemeral-storage")) "auto"))) (gt (int64 $request) (int64 $limit)) }}
 resources.requests.ephemeral-storage: {{ include "nlocalmodels.mebibytes" $request }} is more than resources.limits.ephemeral-storage, {{ include "nlocalmodels.mebibytes" $limit }}; lower it or set both to auto.
 {{- end }}
@@ -346,7 +364,7 @@ resources.requests.ephemeral-storage: {{ include "nlocalmodels.mebibytes" $reque
 {{- $parts := list -}}
 {{- range (include "nlocalmodels.models" . | fromJson).models -}}
 {{- if .memory -}}
-{{- $parts = append $parts (printf "%s %s as stated" .id (toString .memory)) -}}
+{{- $parts = append $parts (printf "%s %s as stated" .id (include "nlocalmodels.plain" .memory)) -}}
 {{- else -}}
 {{- $parts = append $parts (printf "%s %s (weights %s, caches %s, other 400 MiB)" .id (include "nlocalmodels.humanBytes" .memoryBytes) (include "nlocalmodels.humanBytes" .totalBytes) (include "nlocalmodels.humanBytes" .kvBytes)) -}}
 {{- end -}}
