@@ -23,10 +23,11 @@ run: setup ## Fetch a real small model and serve it; MODELS="ids or hf:// source
 	@exec $(BIN)/python tools/run.py --models "$(MODELS)" --model-path "$(MODEL_PATH)" --port $(PORT)
 
 test: setup check ## Lint, types and all tests but those of e2e; the chart is rendered, not installed
+	@$(BIN)/python tools/go_binaries.py helm helm4 helm-docs kube-score >/dev/null && $(BIN)/python tools/chart_tools.py >/dev/null
 	$(BIN)/pytest --ignore=tests/e2e
 
 e2e: setup ## Take the part of a user: make run, the images, and the chart on a real cluster (own, kind's, or KUBECONFIG's)
-	@$(BIN)/python tools/go_binaries.py kubectl helm helm4 ct >/dev/null
+	@$(BIN)/python tools/go_binaries.py kubectl helm helm4 ct >/dev/null && $(BIN)/python tools/chart_tools.py >/dev/null
 	@PYTHONPATH=tests:tools $(BIN)/python -m cluster build
 	$(BIN)/pytest -v tests/e2e
 

@@ -229,10 +229,15 @@ def _parse(text: str) -> Manifests:
 
 
 class _StrictLoader(yaml.CSafeLoader):
-    """Refuses a key that stands twice, of which YAML parsers keep one or the other."""
+    """Reads as Kubernetes does, but refuses a key that stands twice, of which one would be lost."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         keys = [key.value for key, _ in node.value]
         twins = sorted({key for key in keys if keys.count(key) > 1})
         assert not twins, f"keys stand twice: {twins}, line {node.start_mark.line + 1}"
         return super().construct_mapping(node, deep)
+
+
+# Go's YAML takes 1e3 for a number as well.
+_EXPONENT = re.compile(r"[-+]?[0-9]+(?:\.[0-9]*)?[eE][-+]?[0-9]+$")
+_StrictLoader.add_implicit_resolver("tag:yaml.org,2002:float", _EXPONENT, list("-+0123456789"))
