@@ -241,6 +241,16 @@ def test_further_variables_of_the_download(strategy: str) -> None:
     assert "DOWNLOAD_LEASE" not in str(of(strategy, {"download": {"extraEnv": [extra]}}).pod("server").container("server"))
 
 
+@pytest.mark.parametrize("strategy", FETCHERS)
+def test_further_volumes_of_the_download(strategy: str) -> None:
+    volume, mount = {"name": "bundle", "configMap": {"name": "bundle"}}, {"name": "bundle", "mountPath": "/bundle"}
+    told: Values = {"download": {"extraVolumes": [volume], "extraVolumeMounts": [mount]}}
+    pod = of(strategy, told).pod(FETCHERS[strategy])
+    assert pod.volume("bundle") == {"configMap": {"name": "bundle"}}
+    assert mount in pod.container("model-downloader")["volumeMounts"]
+    assert mount not in of(strategy, told).pod("server").container("server")["volumeMounts"]
+
+
 def test_what_only_waits_or_receives_is_not_told_how_to_fetch() -> None:
     told: Values = {
         "download": {"hfToken": {"existingSecret": "hub"}, "endpoint": "https://mirror", "caBundle": {"configMap": "ca"}}

@@ -223,6 +223,11 @@ DOWNLOAD = [
         "download.maxBandwidth: 1Mi is less than download.minBandwidth, 2Mi, from which deadlines are computed; "
         "lower that one as well.",
     ),
+    (
+        download(maxBandwidth=1000, minBandwidth=500),
+        "download.maxBandwidth: 1000 is less than 1Ki, the least that the downloader takes; raise it, or leave it empty for "
+        "no limit.",
+    ),
     (download(attempts=0), out_of_range("download.attempts", 0, 1, 1000)),
     (download(connections=17), out_of_range("download.connections", 17, 1, 16)),
     (download(stallSeconds=0), out_of_range("download.stallSeconds", 0, 1, 3600)),

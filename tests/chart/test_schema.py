@@ -18,7 +18,9 @@ LEAVES = [".".join(path) for path, _ in walk(VALUES)]
 EXPLAINED = values_schema.descriptions(TEXT)
 # What only judges the values does not read them.
 TEMPLATES = "\n".join(
-    path.read_text() for path in sorted(CHART.glob("templates/**/*")) if path.is_file() and path.name != "_validate.tpl"
+    path.read_text()
+    for path in sorted(CHART.glob("templates/**/*"))
+    if path.is_file() and not path.name.startswith("_validate")
 )
 
 

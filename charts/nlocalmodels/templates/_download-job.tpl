@@ -41,7 +41,7 @@ template:
       - name: config
         configMap:
           name: {{ include "nlocalmodels.fullname" . }}
-      {{- with include "nlocalmodels.caVolume" . | trim }}{{ . | nindent 6 }}{{ end }}
+      {{- with include "nlocalmodels.downloadVolumes" . | trim }}{{ . | nindent 6 }}{{ end }}
     {{- with include "nlocalmodels.fillerPlacement" . | trim }}{{ . | nindent 4 }}{{ end }}
 {{- end }}
 

@@ -97,6 +97,7 @@ image:
       mountPath: /etc/nlocalmodels-ca
       readOnly: true
     {{- end }}
+    {{- if .fetches }}{{ with $download.extraVolumeMounts }}{{ toYaml . | nindent 4 }}{{ end }}{{ end }}
 {{- end }}
 
 {{- /* How to fetch, as the downloader's settings have it. */}}
@@ -124,11 +125,14 @@ image:
 {{- end }}
 {{- end }}
 
-{{- /* Certificates of whoever downloads. */}}
-{{- define "nlocalmodels.caVolume" -}}
+{{- /* Volumes of whoever downloads: certificates, and what the values add. */}}
+{{- define "nlocalmodels.downloadVolumes" -}}
 {{- with .Values.download.caBundle.configMap }}
 - name: ca-bundle
   configMap:
     name: {{ . | quote }}
+{{- end }}
+{{- with .Values.download.extraVolumes }}
+{{ toYaml . }}
 {{- end }}
 {{- end }}
