@@ -41,7 +41,8 @@ def make_run(tmp_path: Path, *variables: str, environ: dict[str, str] | None = N
     """Runs `make run`, yields when it says how to ask, and presses Ctrl-C at the end."""
     port = free_port()
     screen = tmp_path / f"screen-{port}"
-    command = ["make", "run", f"PORT={port}", f"MODEL_PATH={tmp_path / 'models'}", *variables]
+    # Who runs the tests in the background lets them ignore Ctrl-C; a person's terminal does not.
+    command = ["env", "--default-signal=INT", "make", "run", f"PORT={port}", f"MODEL_PATH={tmp_path / 'models'}", *variables]
     whole_environ = {**os.environ, **(environ or {})}
     with screen.open("wb") as output:
         process = subprocess.Popen(
