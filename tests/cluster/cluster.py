@@ -16,6 +16,7 @@ from pathlib import Path
 import go_binaries
 from cluster import images, kind, layout, manifests, node, programs
 from cluster.commands import ClusterError, direct_environ, run
+from cluster.services import stop_recorded
 
 EXISTING, KIND, OWN = "existing", "kind", "own"
 
@@ -89,6 +90,14 @@ class Cluster:
         labels = {"io.kubernetes.pod.uid": pod_uid, "io.cri-containerd.kind": "sandbox"}
         sandbox = ",".join(f'labels."{name}"=={value}' for name, value in labels.items())
         self.run_on_node(f"{ctr} tasks kill --signal SIGKILL $({ctr} containers list --quiet {shlex.quote(sandbox)})")
+
+    def restart_kubelet(self) -> None:
+        """Ends the kubelet and starts it again; pods run on meanwhile."""
+        if self.provider == OWN:
+            stop_recorded([layout.SERVICES / "kubelet.pid"])
+            node.start(kubectl_path(self.provider), say)
+        else:
+            self.run_on_node("systemctl restart kubelet")
 
     def run_on_node(self, script: str) -> None:
         if self.provider == EXISTING:

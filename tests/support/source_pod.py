@@ -17,9 +17,9 @@ NAMESPACE = "model-source"
 HOST = f"{NAMESPACE}.{NAMESPACE}.svc.cluster.local:8080"
 
 
-def source_model(file: str, **more: Any) -> dict[str, Any]:
+def source_model(name: str, **more: Any) -> dict[str, Any]:
     """Returns what models.add says of a file of the source."""
-    return {"source": f"http://{HOST}/{file}", **source_index()[file], **more}
+    return {"source": f"http://{HOST}/{name}", **source_index()[name], **more}
 
 
 def manifests(image: str) -> str:
