@@ -77,6 +77,15 @@ def manifest_paths(folder: Path) -> list[Path]:
     return [path for _, _, path in sorted(stamped, reverse=True)]
 
 
+def files_of_sets(folder: Path) -> set[tuple[str, str]]:
+    """Returns name and digest of every file that a set on the volume names; a manifest that cannot be read names none."""
+    named: set[tuple[str, str]] = set()
+    for path in manifest_paths(folder):
+        with suppress(ManifestError, OSError):
+            named.update((file.file, file.sha256) for entry in read_manifest(path) for file in entry.files)
+    return named
+
+
 def read_manifest(path: Path) -> tuple[ManifestEntry, ...]:
     """Reads a manifest.
 

@@ -27,7 +27,11 @@ def plan_file(volume: Volume, file: Model) -> Action:
     verified = volume.verified(file.file)
     if verified is not None and _is_declared(verified, file):
         return Action.KEEP
+    if volume.former.find(file.sha256, file.size_bytes) is not None:
+        return Action.VERIFY
     path = volume.path(file.file)
+    if file.sha256 is not None and verified is not None:
+        return Action.FETCH  # its digest is known, and it is another
     if file.sha256 is not None:
         is_worth_a_look = path.is_file() and path.stat().st_size == (file.size_bytes or path.stat().st_size)
     else:

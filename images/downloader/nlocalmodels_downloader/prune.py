@@ -8,6 +8,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from nlocalmodels_downloader.former import FORMER_FOLDER
 from nlocalmodels_downloader.manifest import ManifestEntry, ManifestError, Shard, manifest_paths, read_manifest
 from nlocalmodels_downloader.progress import human_bytes
 from nlocalmodels_downloader.volume import FOUND_ON_VOLUME, STATE_FOLDER, Volume, sync_folder
@@ -71,6 +72,11 @@ def plan_prune(root: Path, keep_sets: int, current_set: str, declared_files: Col
             # By digest, too: another process may have published a newer file of this name, its manifest still to come.
             if file.file not in kept_files and _is_published(volume, file.file, file.sha256):
                 files[file.file] = file
+    needed = {file.sha256 for identity in kept_sets for entry in manifests.get(identity, ()) for file in entry.files}
+    for sha256, size_bytes in volume.former.contents().items():
+        if sha256 not in needed:
+            name = f"{STATE_FOLDER}/{FORMER_FOLDER}/{sha256}"
+            files[name] = Shard(name, sha256, size_bytes)
     return PrunePlan(root, keep_sets, current_set, plan.declared_files, tuple(files.values()), tuple(removed_sets))
 
 

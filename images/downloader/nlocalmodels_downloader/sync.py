@@ -9,10 +9,10 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 
 from nlocalmodels_downloader.config import Config, Model
-from nlocalmodels_downloader.errors import DownloaderError, StoppedError
+from nlocalmodels_downloader.errors import DownloaderError, SpaceError, StoppedError
 from nlocalmodels_downloader.fetch import Fetched, Fetcher
 from nlocalmodels_downloader.gguf import check_gguf
-from nlocalmodels_downloader.manifest import ManifestEntry, Shard, write_manifest
+from nlocalmodels_downloader.manifest import ManifestEntry, Shard, files_of_sets, write_manifest
 from nlocalmodels_downloader.partial import naming_space_errors
 from nlocalmodels_downloader.plan import Action, plan_file
 from nlocalmodels_downloader.progress import human_bytes
@@ -126,6 +126,7 @@ class Synchronizer:
         if fetched.partial is None:
             return
         file = fetched.file
+        self._keep_former(file.file, fetched.verified.sha256)
         self._volume.publish(fetched.partial.data_path, file.file, fetched.verified, self._settings.is_durable)
         fetched.partial.discard()
         log.info("%s: %s is published, sha256 %s", file.id, file.file, fetched.verified.sha256)
@@ -137,6 +138,8 @@ class Synchronizer:
             return verified.sha256
         if action is not Action.VERIFY:
             return None
+        if self._bring_back(file):
+            return file.sha256
         log.info("%s: %s is there, verifying its digest", file.id, file.file)
         path = self._volume.path(file.file)
         digest = sha256_of(path, self._stop)
@@ -149,6 +152,29 @@ class Synchronizer:
         self._volume.record_verified(file.file, Verified(digest, source), self._settings.is_durable)
         return digest
 
+    def _bring_back(self, file: Model) -> bool:
+        """Gives a content its name again that it had in a set before; whether there was one, and it is still what it was."""
+        path = self._volume.former.find(file.sha256, file.size_bytes)
+        if path is None:
+            return False
+        log.info("%s: %s is kept from an earlier set, verifying its digest", file.id, file.file)
+        digest = sha256_of(path, self._stop)
+        if digest != file.sha256:
+            log.warning("%s: what was kept of %s has sha256 %s now; it is dropped", file.id, file.file, digest)
+            path.unlink()
+            return False
+        self._keep_former(file.file, digest)
+        self._volume.publish(path, file.file, Verified(digest, str(file.source)), self._settings.is_durable)
+        return True
+
+    def _keep_former(self, file: str, next_sha256: str) -> None:
+        """Keeps what a name means now, if a set on the volume needs it and there is to be more than the current one."""
+        recorded = self._volume.recorded(file)
+        if recorded is None or recorded.source == FOUND_ON_VOLUME or recorded.sha256 == next_sha256:
+            return
+        if self._config.prune_keep_sets != 1 and (file, recorded.sha256) in files_of_sets(self._volume.state / "sets"):
+            self._volume.former.keep(self._volume.path(file), recorded.sha256)
+
     def _size(self, file: Model) -> int:
         return self._volume.path(file.file).stat().st_size
 
@@ -160,4 +186,13 @@ class Synchronizer:
             for file in model.files
             if plan_file(self._volume, file) is Action.FETCH
         )
-        self._volume.require_space(missing_bytes, "the declared models need", self._settings.volume_limit_bytes)
+        limit_bytes = self._settings.volume_limit_bytes
+        try:
+            self._volume.require_space(missing_bytes, "the declared models need", limit_bytes)
+        except SpaceError:
+            # A rollback without a download is worth less than the set that is wanted now.
+            declared = {file.sha256 for model in self._config.models for file in model.files if file.sha256}
+            if not (freed_bytes := self._volume.former.discard(declared)):
+                raise
+            log.warning("%s of earlier sets make room for what is declared", human_bytes(freed_bytes))
+            self._volume.require_space(missing_bytes, "the declared models need", limit_bytes)

@@ -5,6 +5,7 @@ MODEL_PATH/.nlocalmodels/partials/<owner>.<n>/   unfinished ones, of one process
 MODEL_PATH/.nlocalmodels/leases/<key>.<n>        who fetches a file at present (lease.py)
 MODEL_PATH/.nlocalmodels/verified/<file>.json    what a finished file was when its digest was last computed
 MODEL_PATH/.nlocalmodels/replaced/               files of other hands that had a declared name
+MODEL_PATH/.nlocalmodels/former/<sha256>         what a name meant in a set that is still kept (former.py)
 MODEL_PATH/.nlocalmodels/incoming/               what a person copies here to be checked and published (receive.py)
 MODEL_PATH/.nlocalmodels/publish.lock            one process publishes at a time
 MODEL_PATH/.nlocalmodels/sets/<id>.json          a set whose models are all there (manifest.py)
@@ -25,6 +26,7 @@ from pathlib import Path
 from threading import Event
 
 from nlocalmodels_downloader.errors import SpaceError, StoppedError
+from nlocalmodels_downloader.former import Former
 from nlocalmodels_downloader.partial import naming_space_errors
 from nlocalmodels_downloader.progress import human_bytes
 from nlocalmodels_downloader.workspaces import Workspaces
@@ -49,6 +51,7 @@ class Volume:
         self.state = root / STATE_FOLDER
         self.leases = self.state / "leases"
         self.workspaces = Workspaces(self.state, owner)
+        self.former = Former(self.state)
 
     def create(self) -> None:
         """Creates the folder of models where it is not there yet.
@@ -196,6 +199,15 @@ class Volume:
 
     def _record_path(self, file: str) -> Path:
         return self.state / "verified" / f"{file}.json"
+
+
+def recorded_sha256(root: Path, file: str) -> str | None:
+    """Returns the digest recorded for a file that is the recorded one by size, inode and mtime, as any node sees them."""
+    try:
+        record = json.loads((root / STATE_FOLDER / "verified" / f"{file}.json").read_bytes())
+        return str(record["sha256"]) if record["fingerprint"][:3] == _fingerprint((root / file).stat())[:3] else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def boot_id() -> str:

@@ -63,10 +63,13 @@ def test_user_removes_a_model(installed: Release, load: Load, values: Values, so
     assert source.requests() == []
 
 
-def test_user_replaces_a_file(installed: Release, load: Load, values: Values, source: SourcePod) -> None:
+def test_user_replaces_a_file_and_rolls_back(installed: Release, load: Load, values: Values, source: SourcePod) -> None:
     replaced = {"memory": "256Mi", **source_model("tiny-c.gguf", file="other.gguf")}
     installed.apply(with_models(values, other=replaced))
     assert {request["path"] for request in source.requests()} == {"/tiny-c.gguf"}
+    source.reset()
+    installed.rollback()
+    assert source.requests() == []
 
 
 def test_user_upgrades_to_a_set_whose_download_fails_and_rolls_back(
