@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Collection
 from contextlib import suppress
 from dataclasses import dataclass
@@ -112,12 +113,22 @@ def apply_prune(plan: PrunePlan) -> int:
         if identity not in now.sets:
             continue
         try:
+            _remove_records(plan.root, identity)
             (state / "sets" / f"{identity}.json").unlink(missing_ok=True)
         except OSError as error:
             log.warning("prune: the manifest of set %s stays (%s)", identity, error.strerror)
         else:
             log.info("prune: set %s is forgotten", identity)
     return freed_bytes
+
+
+def _remove_records(root: Path, identity: str) -> None:
+    """Removes the records of a set's files that are no more, as a kill between a file and its record leaves one."""
+    state = root / STATE_FOLDER
+    with suppress(ManifestError, FileNotFoundError):
+        for file in (file for entry in read_manifest(state / "sets" / f"{identity}.json") for file in entry.files):
+            if not os.path.lexists(root / file.file):
+                (state / "verified" / f"{file.file}.json").unlink(missing_ok=True)
 
 
 def _is_published(volume: Volume, file: str, sha256: str) -> bool:

@@ -18,6 +18,7 @@ from threading import Event
 
 from nlocalmodels_downloader.errors import CorruptError, ExhaustedError, StoppedError
 from nlocalmodels_downloader.gguf import check_gguf
+from nlocalmodels_downloader.leftovers import discard_unnamed
 from nlocalmodels_downloader.manifest import ManifestError, manifest_paths, read_manifest
 from nlocalmodels_downloader.partial import naming_space_errors
 from nlocalmodels_downloader.progress import human_bytes
@@ -107,6 +108,7 @@ class Receiver:
         for name in names:
             if name != _DONE:
                 yield self._take_in(name)
+        discard_unnamed(self._volume)
         with naming_space_errors(self._volume.root):
             self.done_path.unlink(missing_ok=True)
 

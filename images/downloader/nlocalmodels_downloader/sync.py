@@ -12,6 +12,7 @@ from nlocalmodels_downloader.config import Config, Model
 from nlocalmodels_downloader.errors import DownloaderError, SpaceError, StoppedError
 from nlocalmodels_downloader.fetch import Fetched, Fetcher
 from nlocalmodels_downloader.gguf import check_gguf
+from nlocalmodels_downloader.leftovers import discard_leftovers
 from nlocalmodels_downloader.manifest import ManifestEntry, Shard, files_of_sets, write_manifest
 from nlocalmodels_downloader.partial import naming_space_errors
 from nlocalmodels_downloader.plan import Action, plan_file
@@ -80,7 +81,7 @@ class Synchronizer:
 
     def _finish_set(self, entries: list[ManifestEntry]) -> None:
         self._volume.discard_partials()
-        self._volume.workspaces.discard_dead({file.sha256 for entry in entries for file in entry.files})
+        discard_leftovers(self._volume, {file.sha256 for entry in entries for file in entry.files})
         identity = write_manifest(self._volume.state / "sets", entries)
         log.info("set %s is complete: %s", identity, ", ".join(entry.id for entry in entries) or "no models")
         if self._config.prune_keep_sets is not None:

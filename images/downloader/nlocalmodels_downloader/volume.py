@@ -19,11 +19,12 @@ import itertools
 import json
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Event
+from typing import Any
 
 from nlocalmodels_downloader.errors import SpaceError, StoppedError
 from nlocalmodels_downloader.former import Former
@@ -35,6 +36,7 @@ STATE_FOLDER = ".nlocalmodels"
 # The source of a file that was there before the downloader was: a person's, which is never removed.
 FOUND_ON_VOLUME = "found on the volume"
 MAX_LOCK_WAITS = 100
+_PUBLISHING = "publishing"
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,13 +83,11 @@ class Volume:
 
     def recorded(self, file: str) -> Verified | None:
         """Returns what was recorded for a file that has not changed since, whether or not that can still be trusted."""
-        try:
-            record = json.loads(self._record_path(file).read_bytes())
-            if record["fingerprint"] != _fingerprint(self.path(file).stat()):
-                return None
-            return Verified(str(record["sha256"]), str(record["source"]))
-        except (OSError, ValueError, KeyError, TypeError):
-            return None
+        for record, is_publishing in self._records(file):
+            # The rename has changed the ctime.
+            if (verified := self._matching(file, record, 3 if is_publishing else 4)) is not None:
+                return verified
+        return None
 
     def verified(self, file: str) -> Verified | None:
         """Returns the digest recorded for a finished file, if the file is still the one it was computed from.
@@ -95,24 +95,14 @@ class Volume:
         A record of bytes that nobody waited for the disk to have is good until the machine starts anew, for a power cut may
         have lost some of them (docs/decisions/0005-durability.md).
         """
-        try:
-            status = self.path(file).stat()
-            record = json.loads(self._record_path(file).read_bytes())
-            if record["fingerprint"] != _fingerprint(status) or record["bootId"] not in (None, boot_id()):
-                return None
-            return Verified(str(record["sha256"]), str(record["source"]))
-        except (OSError, ValueError, KeyError, TypeError):
-            return None
+        for record, is_publishing in self._records(file):
+            if not is_publishing and record.get("bootId") in (None, boot_id()):
+                return self._matching(file, record, 4)
+        return None
 
     def record_verified(self, file: str, verified: Verified, is_durable: bool = False) -> None:
         """Records a digest that was just computed. `is_durable` says that the disk has the bytes."""
-        record = {
-            "sha256": verified.sha256,
-            "source": verified.source,
-            "bootId": None if is_durable else boot_id(),
-            "fingerprint": _fingerprint(self.path(file).stat()),
-        }
-        write_durably(self._record_path(file), json.dumps(record, indent=1).encode())
+        self._write_record(file, _record(verified, self.path(file), is_durable))
 
     def publish(self, data_path: Path, file: str, verified: Verified, is_durable: bool = False) -> None:
         """Gives finished and verified bytes their own name, at once.
@@ -124,23 +114,51 @@ class Volume:
             if os.path.lexists(target) and not self.is_own(file):
                 self._keep_replaced(file)
             os.chmod(data_path, 0o644)
+            self._announce(data_path, file, verified, is_durable)
             os.replace(data_path, target)
             sync_folder(self.root)
             self.record_verified(file, verified, is_durable)
 
     def is_own(self, file: str) -> bool:
         """Whether a finished file is one that was recorded; its ctime also changes when a kubelet sets its group."""
+        found = [self._matching(file, record, 3) for record, _ in self._records(file)]
+        return any(verified is not None and verified.source != FOUND_ON_VOLUME for verified in found)
+
+    def _announce(self, data_path: Path, file: str, verified: Verified, is_durable: bool) -> None:
+        """Records what is about to get the name, so that a kill after that leaves no file of unknown origin."""
+        present = [record for record, is_publishing in self._records(file) if not is_publishing]
+        former = present[0] if present else {}
+        self._write_record(file, {**former, _PUBLISHING: _record(verified, data_path, is_durable)})
+
+    def _matching(self, file: str, record: Mapping[str, Any], num_marks: int) -> Verified | None:
+        """Returns what a record says if it is of the file that is there, by so many marks of its fingerprint."""
+        try:
+            if record["fingerprint"][:num_marks] != _fingerprint(self.path(file).stat())[:num_marks]:
+                return None
+            return Verified(str(record["sha256"]), str(record["source"]))
+        except (OSError, KeyError, TypeError):
+            return None
+
+    def _records(self, file: str) -> list[tuple[dict[str, Any], bool]]:
+        """Returns the record of a file, and one of what was about to take its place, which the second value tells."""
         try:
             record = json.loads(self._record_path(file).read_bytes())
-            is_same = record["fingerprint"][:3] == _fingerprint(self.path(file).stat())[:3]
-            return bool(is_same and record["source"] != FOUND_ON_VOLUME)
-        except (OSError, ValueError, KeyError, TypeError):
-            return False
+            if not isinstance(record, dict):
+                return []
+            publishing = record.pop(_PUBLISHING, None)
+        except (OSError, ValueError):
+            return []
+        return [(record, False), *([(publishing, True)] if isinstance(publishing, dict) else [])]
+
+    def _write_record(self, file: str, record: Mapping[str, object]) -> None:
+        write_durably(self._record_path(file), json.dumps(record, indent=1).encode())
 
     def _keep_replaced(self, file: str) -> None:
         target = self.path(file)
         stamp = time.strftime("%Y%m%dT%H%M%S")
         kept = self.state / "replaced" / f"{stamp}-{file}"
+        if self._is_kept(target, kept.parent):
+            return  # by a run that was killed before it went on
         for number in itertools.count(2):
             if not os.path.lexists(kept):
                 break
@@ -151,6 +169,13 @@ class Volume:
         except OSError:
             # A folder, or a filesystem without hard links: the name is nobody's for a moment.
             os.rename(target, kept)
+
+    @staticmethod
+    def _is_kept(target: Path, folder: Path) -> bool:
+        with suppress(OSError):
+            status = target.lstat()
+            return status.st_nlink > 1 and any(os.path.samestat(status, path.lstat()) for path in folder.iterdir())
+        return False
 
     @contextmanager
     def _publishing(self) -> Iterator[None]:
@@ -239,11 +264,15 @@ def write_durably(path: Path, data: bytes) -> None:
     with naming_space_errors(path.parent):
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(f".{path.name}.{os.getpid()}.new")
-        with temporary.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
+        while True:
+            with temporary.open("wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            # Another process may take it for what a dead one has left (leftovers.py).
+            with suppress(FileNotFoundError):
+                os.replace(temporary, path)
+                break
         sync_folder(path.parent)
 
 
@@ -254,6 +283,15 @@ def sync_folder(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _record(verified: Verified, path: Path, is_durable: bool) -> dict[str, object]:
+    return {
+        "sha256": verified.sha256,
+        "source": verified.source,
+        "bootId": None if is_durable else boot_id(),
+        "fingerprint": _fingerprint(path.stat()),
+    }
 
 
 def _fingerprint(status: os.stat_result) -> list[int]:

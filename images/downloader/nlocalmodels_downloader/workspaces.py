@@ -8,20 +8,17 @@ from __future__ import annotations
 
 import errno
 import fcntl
-import json
 import logging
 import os
 import re
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from threading import Event, Lock
 
-from nlocalmodels_downloader.errors import SpaceError, StoppedError
+from nlocalmodels_downloader.adoption import Adoption, read_claims
+from nlocalmodels_downloader.errors import SpaceError
 from nlocalmodels_downloader.lease import leased_keys
-from nlocalmodels_downloader.partial import CLAIM, naming_space_errors
-from nlocalmodels_downloader.progress import human_bytes
-from nlocalmodels_downloader.segments import BLOCK_BYTES
+from nlocalmodels_downloader.partial import naming_space_errors
 
 log = logging.getLogger(__name__)
 
@@ -29,8 +26,6 @@ MAX_WORKSPACES = 64
 _MAX_TAKEOVERS = 100
 _LOCK = "lock"
 _SUFFIXES = (".data", ".journal", ".journal-new")
-# The two files are on different filesystems, or the kernel or this filesystem cannot copy by itself.
-_NO_COPY = (errno.EXDEV, errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP)
 
 
 class Workspaces:
@@ -104,7 +99,10 @@ class Workspaces:
         adopted_bytes = 0
         for folder in self._others_by_bytes(key):
             try:
-                adopted_bytes += _Adoption(folder, own, key).run(stop)
+                adoption = Adoption(folder, own, key)
+                adopted_bytes += adoption.run(stop)
+                if adoption.is_complete:
+                    _remove_if_free(folder, {f"{key}{suffix}" for suffix in _SUFFIXES})
             except OSError as error:
                 log.warning("what %s has of a file cannot be taken over (%s)", folder, error)
         return adopted_bytes
@@ -125,6 +123,14 @@ class Workspaces:
             except OSError as error:
                 log.warning("what is left in %s cannot be removed (%s)", folder, error)
 
+    @property
+    def own_name(self) -> str | None:
+        return self._own.name if self._own else None
+
+    def is_live(self, name: str) -> bool:
+        """Whether another process has the workspace of this name."""
+        return self._partials / name != self._own and _is_locked(self._partials / name / _LOCK)
+
     def _others(self) -> list[Path]:
         try:
             return sorted(path for path in self._partials.iterdir() if path != self._own and path.is_dir())
@@ -136,118 +142,9 @@ class Workspaces:
         num_bytes: dict[Path, int] = {}
         for folder in self._others():
             with suppress(OSError):
-                if (claims := _read_claims(folder, key)).header:
+                if (claims := read_claims(folder, key)).header:
                     num_bytes[folder] = claims.num_bytes
         return sorted(num_bytes, key=lambda folder: -num_bytes[folder])
-
-
-@dataclass(frozen=True, slots=True)
-class _Claims:
-    """What a journal says, of blocks that its data file is long enough for."""
-
-    header: bytes
-    crc32s: dict[int, bytes]
-    size_bytes: int
-
-    @property
-    def num_bytes(self) -> int:
-        return sum(self.block_bytes(block) for block in self.crc32s)
-
-    def block_bytes(self, block: int) -> int:
-        return min(BLOCK_BYTES, self.size_bytes - block * BLOCK_BYTES)
-
-
-_NO_CLAIMS = _Claims(b"", {}, 0)
-
-
-def _read_claims(folder: Path, key: str) -> _Claims:
-    try:
-        header, _, body = (folder / f"{key}.journal").read_bytes().partition(b"\n")
-        data_bytes = (folder / f"{key}.data").stat().st_size
-        identity = json.loads(header)
-        claims = _Claims(header, {}, int(identity["sizeBytes"]))
-        if identity["key"] != key:
-            return _NO_CLAIMS
-    except (FileNotFoundError, ValueError, KeyError, TypeError):
-        return _NO_CLAIMS
-    for number, crc32 in CLAIM.findall(body):
-        block = int(number)
-        if 0 < claims.block_bytes(block) <= data_bytes - block * BLOCK_BYTES:
-            claims.crc32s[block] = crc32
-    return claims
-
-
-class _Adoption:
-    """Copies one dead workspace's blocks, and never renames: a process thought dead may still have the file open."""
-
-    def __init__(self, folder: Path, own: Path, key: str) -> None:
-        self._folder = folder
-        self._own = own
-        self._key = key
-        self._theirs = _read_claims(folder, key)
-        self._mine = _read_claims(own, key)
-
-    def run(self, stop: Event) -> int:
-        theirs, mine = self._theirs, self._mine
-        if mine.crc32s and mine.header != theirs.header:
-            log.warning("%s has another version of the file; it is left alone", self._folder)
-            return 0
-        wanted = sorted(theirs.crc32s.keys() - mine.crc32s.keys())
-        wanted_bytes = sum(theirs.block_bytes(block) for block in wanted)
-        num_bytes = 0
-        if wanted:
-            target_path = self._own / f"{self._key}.data"
-            target_path.touch()
-            with (self._folder / f"{self._key}.data").open("rb") as source, target_path.open("r+b") as target:
-                if not mine.crc32s:
-                    target.truncate(0)
-                status = os.fstatvfs(target.fileno())
-                if wanted_bytes > (free_bytes := status.f_bavail * status.f_frsize):
-                    needed = f"{human_bytes(wanted_bytes)} to copy, {human_bytes(free_bytes)} free"
-                    log.warning("no space to take over what %s has of a file: %s", self._folder, needed)
-                    return 0
-                num_bytes = self._copy(wanted, source.fileno(), target.fileno(), stop)
-            log.info("took over %s of a file from %s", human_bytes(num_bytes), self._folder)
-        if num_bytes == wanted_bytes:
-            _remove_if_free(self._folder, {f"{self._key}{suffix}" for suffix in _SUFFIXES})
-        return num_bytes
-
-    def _copy(self, wanted: list[int], source: int, target: int, stop: Event) -> int:
-        crc32s = dict(self._mine.crc32s)
-        num_bytes = 0
-        try:
-            for block in wanted:
-                if stop.is_set():
-                    raise StoppedError("stopped while taking over what another process had; the next run goes on.")
-                length = self._theirs.block_bytes(block)
-                if _copy_range(source, target, block * BLOCK_BYTES, length) == length:
-                    crc32s[block] = self._theirs.crc32s[block]
-                    num_bytes += length
-        finally:
-            # After the bytes, as everywhere: a kill leaves a journal that claims too little, never too much.
-            self._write_journal(crc32s)
-        return num_bytes
-
-    def _write_journal(self, crc32s: dict[int, bytes]) -> None:
-        journal = self._own / f"{self._key}.journal"
-        fresh = journal.with_suffix(".journal-new")
-        lines = b"".join(b"%d %s\n" % claim for claim in crc32s.items())
-        fresh.write_bytes(self._theirs.header + b"\n" + lines)
-        os.replace(fresh, journal)
-
-
-def _copy_range(source: int, target: int, start: int, length: int) -> int:
-    """Returns how many bytes were copied, fewer if the source ends before. A filesystem may copy without moving any."""
-    offset, end = start, start + length
-    try:
-        while offset < end and (num_bytes := os.copy_file_range(source, target, end - offset, offset, offset)):
-            offset += num_bytes
-    except OSError as error:
-        if error.errno not in _NO_COPY:
-            raise
-    while offset < end and (data := os.pread(source, end - offset, offset)):
-        offset += os.pwrite(target, data, offset)
-    return offset - start
 
 
 def _take(folder: Path) -> int | None:
@@ -272,6 +169,20 @@ def _take(folder: Path) -> int | None:
                 return lock
         os.close(lock)  # a lock that its last holder has removed since
     return None
+
+
+def _is_locked(path: Path) -> bool:
+    try:
+        lock = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        return error.errno in (errno.EWOULDBLOCK, errno.EACCES)
+    finally:
+        os.close(lock)
+    return False
 
 
 def _give_back(folder: Path, lock: int) -> None:
