@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 import logging
+import os
 import signal
 import subprocess
+import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -75,6 +77,13 @@ def small_mount(tmp_path: Path) -> Iterator[Path]:
         pytest.skip("mounting a filesystem is not allowed here")
     yield folder
     subprocess.run(["umount", str(folder)], check=True)
+
+
+@pytest.fixture
+def memory_folder(tmp_path: Path) -> Iterator[Path]:
+    """A folder where waiting for the disk costs nothing: SIGKILL takes nothing from the kernel, wherever it keeps it."""
+    with tempfile.TemporaryDirectory(dir="/dev/shm" if os.access("/dev/shm", os.W_OK) else tmp_path) as folder:
+        yield Path(folder)
 
 
 @pytest.fixture
