@@ -1,4 +1,4 @@
-"""How many connections a file gets: few at first, more as long as each doubling brings bytes faster, fewer when asked."""
+"""How many connections a file gets: two at first, more as long as each step brings bytes faster, fewer when asked."""
 
 from __future__ import annotations
 
@@ -10,9 +10,13 @@ from collections.abc import Callable
 from contextlib import suppress
 
 _FIRST_CONNECTIONS = 2
-_CHECK_SECONDS = 0.25
+# The first step is larger: that two connections bring bytes with the machine at ease is sign enough for eight.
+_FIRST_FACTOR = 4
+_CHECK_SECONDS = 0.2
+# How long new connections may take to their first bytes and up to speed, over half the earth.
+_PATIENCE_SECONDS = 2.0
 _BACK_OFF_SECONDS = 1.0
-# A doubling that brings less than this is not worth its connections.
+# A step that brings less than this is not worth its connections, and taken back.
 _LEAST_GAIN = 1.25
 # Beyond this share of the cores, connections take time from one another: the machine is the limit, not the network.
 _BUSY_SHARE = 0.5
@@ -24,8 +28,9 @@ class Governor:
     def __init__(self, max_connections: int, num_cores: int) -> None:
         self._max_connections = max_connections
         self._busy_load = num_cores * _BUSY_SHARE
-        self._num_connections = min(_FIRST_CONNECTIONS, max_connections)
+        self._num_connections = self._num_before = min(_FIRST_CONNECTIONS, max_connections)
         self._rate_before = 0.0
+        self._stepped_seconds = 0.0
         self._is_settled = False
         self._last: tuple[float, int, float] | None = None
 
@@ -34,19 +39,28 @@ class Governor:
         if self._last is None:
             self._last = (now_seconds, received_bytes, cpu_seconds)
         elapsed = now_seconds - self._last[0]
-        if elapsed < _CHECK_SECONDS or self._is_settled or self._num_connections >= self._max_connections:
+        if elapsed < _CHECK_SECONDS or self._is_settled:
             return self._num_connections
         rate = (received_bytes - self._last[1]) / elapsed
         load = (cpu_seconds - self._last[2]) / elapsed
         self._last = (now_seconds, received_bytes, cpu_seconds)
-        if rate == 0:
-            return self._num_connections
-        if load > self._busy_load or rate < self._rate_before * _LEAST_GAIN:
-            self._is_settled = True
-        else:
-            self._rate_before = rate
-            self._num_connections = min(2 * self._num_connections, self._max_connections)
+        if rate > 0:
+            self._judge(now_seconds, rate, load > self._busy_load)
         return self._num_connections
+
+    def _judge(self, now_seconds: float, rate: float, is_busy: bool) -> None:
+        """Makes the next step, takes the last one back, or gives it more time."""
+        pays = rate >= self._rate_before * _LEAST_GAIN
+        if is_busy or (pays and self._num_connections == self._max_connections):
+            self._is_settled = True
+        elif pays:
+            factor = 2 if self._rate_before else _FIRST_FACTOR
+            self._num_before, self._rate_before, self._stepped_seconds = self._num_connections, rate, now_seconds
+            self._num_connections = min(factor * self._num_connections, self._max_connections)
+        elif now_seconds - self._stepped_seconds >= _PATIENCE_SECONDS:
+            self._is_settled = True
+        if self._is_settled and not pays:
+            self._num_connections = self._num_before
 
     def back_off(self) -> None:
         """Halves the connections for good, for a server that said it has too many requests."""
