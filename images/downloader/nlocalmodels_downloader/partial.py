@@ -115,7 +115,7 @@ class Partial:
             self._complete.clear()
             self._claimed.clear()
             self.generation += 1
-            os.ftruncate(self._data, 0)
+            self._empty()
             self._write_header()
             former, self._journal = self._journal, os.open(self.journal_path, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
             os.close(former)
@@ -153,9 +153,14 @@ class Partial:
             last = num_blocks(self.size_bytes)
             claims = {int(block): int(crc32, 16) for block, crc32 in CLAIM.findall(body) if int(block) < last}
         if not claims:
-            os.ftruncate(self._data, 0)
+            self._empty()
         self._write_header("".join(f"{block} {crc32:08x}\n" for block, crc32 in claims.items()))
         return claims
+
+    def _empty(self) -> None:
+        # ext4 answers any truncation to nothing, also of nothing, by writing the whole file to the disk when it is next closed.
+        if os.fstat(self._data).st_size:
+            os.ftruncate(self._data, 0)
 
     def _header(self) -> bytes:
         return json.dumps(self._identity, sort_keys=True).encode()
