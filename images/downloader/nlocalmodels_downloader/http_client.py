@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import http.client
+import io
 import re
+import ssl
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 
@@ -143,13 +145,10 @@ class HttpClient:
         window_start, window_bytes = yielded, 0
         problem: str | None = None
         while remaining and problem is None:
-            try:
-                length = _read_once(body, buffer[filled : min(CHUNK_BYTES, remaining, filled + self._piece_bytes)])
-            except (http.client.HTTPException, OSError, ValueError) as error:
-                length, problem = 0, f"the connection broke: {_reason(error)}."
-            else:
-                if length == 0:
-                    problem = f"the connection closed {remaining - filled} bytes early."
+            until = min(yielded + MAX_HOLD_SECONDS, window_start + self._stall_seconds)
+            length, problem = _read(body, buffer[filled : min(CHUNK_BYTES, remaining, filled + self._piece_bytes)], until)
+            if length == 0 and problem is None:
+                problem = f"the connection closed {remaining - filled} bytes early."
             filled += length
             window_bytes += length
             if self._throttle is not None and length:
@@ -160,7 +159,7 @@ class HttpClient:
                 if window_bytes < MIN_BYTES_PER_SECOND * (now - window_start):
                     problem = f"the connection stalled: {window_bytes} bytes in {now - window_start:.0f} s."
                 window_start, window_bytes = now, 0
-            if filled and (filled in (CHUNK_BYTES, remaining) or problem or now - yielded > MAX_HOLD_SECONDS):
+            if filled and (filled in (CHUNK_BYTES, remaining) or problem or now - yielded >= MAX_HOLD_SECONDS):
                 remaining -= filled
                 yield buffer[:filled]
                 filled, yielded = 0, time.monotonic()
@@ -240,24 +239,38 @@ def _keep_netrc_out(request: requests.PreparedRequest) -> requests.PreparedReque
     return request
 
 
-def _read_once(body: http.client.HTTPResponse, buffer: memoryview) -> int:
-    """Reads what one call to the socket brings, 0 at the end.
+def _read(body: http.client.HTTPResponse, buffer: memoryview, until_seconds: float) -> tuple[int, str | None]:
+    """Reads until the buffer is full, a moment is over or the body ends; returns how much came and what went wrong."""
+    length = 0
+    try:
+        if body.chunked or body.length is None:
+            piece = body.read1(len(buffer))
+            buffer[: len(piece)] = piece
+            return len(piece), None
+        if body.isclosed():
+            return 0, None
+        wanted = min(len(buffer), body.length)
+        num_bytes = length = body.fp.readinto1(buffer[:wanted])
+        # That took along what was read with the headers. Going on below, without the layers between, costs half as much.
+        read = _tls_read(body) if wanted > io.DEFAULT_BUFFER_SIZE else body.fp.readinto1
+        while num_bytes and length < wanted and time.monotonic() < until_seconds:
+            num_bytes = read(buffer[length:wanted])
+            length += num_bytes
+        # What http.client does in its own read methods: the connection can be used again when the body is over.
+        body.length -= length
+        if body.length == 0 or num_bytes == 0:
+            body._close_conn()  # type: ignore[attr-defined]
+    except (http.client.HTTPException, OSError, ValueError) as error:
+        return length, f"the connection broke: {_reason(error)}."
+    return length, None
 
-    Raises:
-        http.client.HTTPException, OSError: the connection broke, or a chunked body ended early.
-    """
-    if body.chunked or body.length is None:
-        piece = body.read1(len(buffer))
-        buffer[: len(piece)] = piece
-        return len(piece)
-    if body.isclosed():
-        return 0
-    length = body.fp.readinto1(buffer[: body.length])
-    # What http.client does in its own read methods: the connection can be used again when the body is over.
-    body.length -= length
-    if body.length == 0 or length == 0:
-        body._close_conn()  # type: ignore[attr-defined]
-    return int(length)
+
+def _tls_read(body: http.client.HTTPResponse) -> Callable[[memoryview], int]:
+    connection = getattr(getattr(body.fp, "raw", None), "_sock", None)
+    if isinstance(connection, ssl.SSLSocket):
+        tls_read = connection.read
+        return lambda buffer: tls_read(len(buffer), buffer)  # type: ignore[return-value]
+    return body.fp.readinto1
 
 
 def _shut_down(response: requests.Response) -> None:
