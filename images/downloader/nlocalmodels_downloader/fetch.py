@@ -23,6 +23,8 @@ from nlocalmodels_downloader.volume import Verified, Volume
 
 log = logging.getLogger(__name__)
 
+_MAX_LOSSES = 5
+
 Add = Callable[[str, int, int, str], ModelProgress]
 
 
@@ -65,7 +67,13 @@ class Fetcher:
             try:
                 resolved = self._resolver.resolve(file, source, known_sha256)
                 known_sha256 = resolved.sha256
-                return self._fetch_from(file, source, resolved, held)
+                for _ in range(_MAX_LOSSES):
+                    if (fetched := self._fetch_from(file, source, resolved, held)) is not None:
+                        return fetched
+                    log.warning("%s: another process took this one for dead and has what it had; going on", file.id)
+                raise SpaceError(
+                    f"{file.file}: what is fetched is removed by others again and again; see who shares the volume."
+                )
             except (StoppedError, SpaceError):
                 raise
             except DownloaderError as error:
@@ -74,7 +82,8 @@ class Fetcher:
                 log.warning("%s: %s Going on with the next source.", file.id, error)
         raise AssertionError("a model has at least one source")
 
-    def _fetch_from(self, file: Model, source: Source, resolved: Resolved, held: ExitStack) -> Fetched:
+    def _fetch_from(self, file: Model, source: Source, resolved: Resolved, held: ExitStack) -> Fetched | None:
+        """Returns None when another process has taken over, and so removed, what was being fetched."""
         remote, sha256 = resolved.remote, resolved.sha256
         assert remote.size_bytes is not None
         key = sha256 or hashlib.sha256(f"{source} {remote.size_bytes} {remote.etag}".encode()).hexdigest()
@@ -94,15 +103,17 @@ class Fetcher:
             self._volume.require_space(missing_bytes, f"{file.file} needs", self._settings.volume_limit_bytes)
             digest = self._transfer(file, source, resolved, partial)
             partial.finish(self._settings.is_durable)
+            if sha256 is not None and (done := self._published(file, key)) is not None:
+                # Somebody whom this process took for dead, or who did not wait for it, was faster.
+                partial.discard()
+                return Fetched(file, done, None)
+            if not partial.is_named:
+                return None
             try:
                 check_gguf(partial.data_path, file.file)
             except CorruptError:
                 partial.reset()
                 raise
-            if sha256 is not None and (done := self._published(file, key)) is not None:
-                # Somebody whom this process took for dead, or who did not wait for it, was faster.
-                partial.discard()
-                return Fetched(file, done, None)
             held.enter_context(mine.pop_all())
         return Fetched(file, Verified(digest, str(source)), partial)
 

@@ -127,6 +127,14 @@ class Partial:
             if is_durable:
                 os.fsync(self._data)
 
+    @property
+    def is_named(self) -> bool:
+        """Whether the file still has its name; where locks lie, another process may have taken this one for dead."""
+        try:
+            return os.path.samestat(os.fstat(self._data), self.data_path.stat())
+        except FileNotFoundError:
+            return False
+
     def close(self) -> None:
         # A thread that a stop has left behind must find no descriptor, least of all one that is another file's by then.
         data, self._data = self._data, -1

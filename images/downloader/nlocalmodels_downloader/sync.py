@@ -127,6 +127,10 @@ class Synchronizer:
         if fetched.partial is None:
             return
         file = fetched.file
+        if (there := self._volume.verified(file.file)) is not None and there.sha256 == fetched.verified.sha256:
+            # Where locks lie, whoever has published it may remove what this process has.
+            fetched.partial.discard()
+            return
         self._keep_former(file.file, fetched.verified.sha256)
         self._volume.publish(fetched.partial.data_path, file.file, fetched.verified, self._settings.is_durable)
         fetched.partial.discard()
