@@ -161,12 +161,18 @@ def _no_link(source: Any, target: Any, **_: Any) -> None:
     raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP), source, None, target)
 
 
-def _serve() -> None:
-    from nlocalmodels_downloader import cli, fetch, lease, transfer  # noqa: F401, PLC0415
+def _look_often(poll_seconds: float) -> None:
+    """Shortens waits that bring nothing, since they would come hundreds of times."""
+    from nlocalmodels_downloader import fetch, lease, transfer  # noqa: PLC0415
 
-    # Who is to take turns looks more often, since it is done hundreds of times.
     transfer._TICK_SECONDS = 0.005
-    vars(fetch)["wait_for_turn"] = functools.partial(lease.wait_for_turn, poll_seconds=0.02)
+    vars(fetch)["wait_for_turn"] = functools.partial(lease.wait_for_turn, poll_seconds=poll_seconds)
+
+
+def _serve() -> None:
+    from nlocalmodels_downloader import cli  # noqa: F401, PLC0415
+
+    _look_often(0.02)
     for line in sys.stdin:
         order = json.loads(line)
         child = os.fork()
@@ -199,6 +205,7 @@ if __name__ == "__main__":
     if sys.argv[1:] == ["--serve"]:
         _serve()
     else:
+        _look_often(0.1)
         install(Faults(**json.loads(os.environ["FAULTS"])))
         from nlocalmodels_downloader.cli import main
 
