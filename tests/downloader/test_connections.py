@@ -68,12 +68,19 @@ def test_governor_that_may_add_nothing_takes_nothing_back(max_connections: int) 
 def test_governor_adds_nothing_when_the_machine_is_busy() -> None:
     assert Told(num_cores=2).after(10e6, load=1.2) == 2
     told = Told(num_cores=2)
-    assert [told.after(10e6, load=0.9), told.after(20e6, load=1.2), told.after(80e6, load=0.1)] == [8, 8, 8]
+    assert [told.after(10e6, load=0.4), told.after(20e6, load=1.2), told.after(80e6, load=0.1)] == [8, 8, 8]
+
+
+def test_governor_adds_nothing_to_connections_that_each_keep_a_core_busy() -> None:
+    assert Told(num_cores=2).after(10e6, load=0.6) == 2
+    assert Told(num_cores=8).after(10e6, load=0.6) == 8
+    told = Told(num_cores=2)
+    assert [told.after(10e6, load=0.4), told.after(20e6, load=0.6)] == [8, 16]
 
 
 def test_governor_takes_back_what_made_the_machine_busy_and_brought_too_little() -> None:
     told = Told(num_cores=2)
-    assert [told.after(10e6, load=0.9), told.after(11e6, load=1.2)] == [8, 2]
+    assert [told.after(10e6, load=0.4), told.after(11e6, load=1.2)] == [8, 2]
 
 
 def test_governor_decides_nothing_from_a_moment() -> None:

@@ -20,6 +20,8 @@ _BACK_OFF_SECONDS = 1.0
 _LEAST_GAIN = 1.25
 # Beyond this share of the cores, connections take time from one another: the machine is the limit, not the network.
 _BUSY_SHARE = 0.5
+# Half of that share is enough when it is by connections that each take this much of a core: they do not wait for the network.
+_BUSY_CONNECTION_LOAD = 0.25
 
 
 class Governor:
@@ -45,7 +47,8 @@ class Governor:
         load = (cpu_seconds - self._last[2]) / elapsed
         self._last = (now_seconds, received_bytes, cpu_seconds)
         if rate > 0:
-            self._judge(now_seconds, rate, load > self._busy_load)
+            is_each_busy = load > self._num_connections * _BUSY_CONNECTION_LOAD
+            self._judge(now_seconds, rate, load > self._busy_load * (0.5 if is_each_busy else 1.0))
         return self._num_connections
 
     def _judge(self, now_seconds: float, rate: float, is_busy: bool) -> None:
