@@ -94,10 +94,11 @@ def test_log_of_a_slow_download_shows_rate_and_time_left(
 def test_interrupted_download_goes_on_in_the_same_pod(
     release: Callable[..., Release], small: Values, kubernetes: Kubernetes, source: SourcePod
 ) -> None:
-    """The source breaks every connection once; then the container is killed in the middle."""
-    source.behave({"/bulk-64m.gguf": {"bytes_per_second": 8_000_000}})
+    """The container is stopped in the middle of a download that takes ten seconds."""
+    source.behave({"/bulk-64m.gguf": {"bytes_per_second": 3_000_000}})
     broken = release("broken")
-    values = small({"bulk": source_model("bulk-64m.gguf"), "tiny-a": source_model("tiny-a.Q8_0.gguf")})
+    add = {"bulk": source_model("bulk-64m.gguf"), "tiny-a": source_model("tiny-a.Q8_0.gguf")}
+    values = small(add, download={"connections": 2})
     values["models"]["default"] = "tiny-a"
     broken.apply(values, wait=False)
     kubernetes.wait(lambda: source.sent_bytes("bulk-64m.gguf") > 24_000_000, "a third of the file")
