@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from nlocalmodels_downloader.errors import ConfigError
-from nlocalmodels_downloader.sources import Source, parse_source
+from nlocalmodels_downloader.sources import Source, parse_source, redact
 
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 _FILE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._ +-]{0,200}\.gguf", re.IGNORECASE)
@@ -65,7 +65,7 @@ def load_config(path: Path) -> Config:
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read ({error.strerror}); give its path with --config.") from None
     except (yaml.YAMLError, ValueError) as error:
-        raise ConfigError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
+        raise ConfigError(f"{path}: not YAML: {_yaml_problem(error)}; correct it.") from None
     config, problems = parse_config(document)
     if config is None or problems:
         raise ConfigError(f"{path}: " + " ".join(problems))
@@ -130,7 +130,7 @@ def _parse_model(entry: object, where: str, problems: list[str]) -> Model | None
 
     model_id = entry.get("id")
     if not isinstance(model_id, str) or not _ID.fullmatch(model_id):
-        found = "is missing" if model_id is None else f"'{model_id}' is not usable"
+        found = "is missing" if model_id is None else f"{_shown(model_id)} is not usable"
         problems.append(f"{where}.id: {found}; give 1 to 128 letters, digits, dots, dashes or underscores.")
     shards = []
     entries = entry.get("shards") or []
@@ -162,7 +162,7 @@ def _parse_file(entry: dict[Any, Any], model_id: str, where: str, problems: list
         if value is None and not required:
             return None
         if value is None or not valid(value):
-            found = "is missing" if value is None else f"'{value}' is not usable"
+            found = "is missing" if value is None else f"{_shown(value)} is not usable"
             problems.append(f"{where}.{key}: {found}; {remedy}.")
             return None
         return value
@@ -192,3 +192,19 @@ def _parse_file(entry: dict[Any, Any], model_id: str, where: str, problems: list
 
 def _matches(pattern: re.Pattern[str]) -> Callable[[Any], bool]:
     return lambda value: isinstance(value, str) and bool(pattern.fullmatch(value))
+
+
+def _yaml_problem(error: Exception) -> str:
+    """Names what is wrong and where, without the lines around it, which can hold signed addresses."""
+    if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
+        mark = error.problem_mark
+        return f"{error.problem or error.context} at line {mark.line + 1}, column {mark.column + 1}"
+    return type(error).__name__
+
+
+def _shown(value: object) -> str:
+    """Returns a value as a message may show it: addresses without secrets, and nothing of what holds other values."""
+    if isinstance(value, str | int | float):
+        text = str(value)
+        return f"'{redact(text) if ':' in text else text}'"
+    return f"a {type(value).__name__}"
