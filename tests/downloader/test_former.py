@@ -70,6 +70,16 @@ def test_damaged_content_is_dropped_and_fetched(downloads: Downloads) -> None:
     assert downloads.published("m") == first
 
 
+def test_damaged_content_without_a_file_beside_it_is_fetched(downloads: Downloads) -> None:
+    (first, old), (_, new) = content(downloads, 1), content(downloads, 2)
+    sync(downloads, old)
+    sync(downloads, new)
+    (downloads.root / "m.gguf").unlink()
+    (downloads.root / ".nlocalmodels" / "former" / sha256(first)).write_bytes(bytes(len(first)))
+    sync(downloads, old)
+    assert downloads.published("m") == first
+
+
 def test_plan_counts_a_kept_content_as_there(downloads: Downloads) -> None:
     (_, old), (_, new) = content(downloads, 1), content(downloads, 2)
     sync(downloads, old)

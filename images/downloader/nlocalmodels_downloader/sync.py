@@ -145,6 +145,9 @@ class Synchronizer:
             return None
         if self._bring_back(file):
             return file.sha256
+        # What was kept may have been all that there was to verify, and it is gone.
+        if plan_file(self._volume, file) is not Action.VERIFY:
+            return None
         log.info("%s: %s is there, verifying its digest", file.id, file.file)
         path = self._volume.path(file.file)
         digest = sha256_of(path, self._stop)
