@@ -119,6 +119,11 @@ class Volume:
             sync_folder(self.root)
             self.record_verified(file, verified, is_durable)
 
+    def content(self, file: str) -> str | None:
+        """Returns the digest recorded for a file that is the recorded one by size, inode and mtime, as any node sees them."""
+        found = (self._matching(file, record, 3) for record, _ in self._records(file))
+        return next((verified.sha256 for verified in found if verified is not None), None)
+
     def is_own(self, file: str) -> bool:
         """Whether a finished file is one that was recorded; its ctime also changes when a kubelet sets its group."""
         found = [self._matching(file, record, 3) for record, _ in self._records(file)]
@@ -224,15 +229,6 @@ class Volume:
 
     def _record_path(self, file: str) -> Path:
         return self.state / "verified" / f"{file}.json"
-
-
-def recorded_sha256(root: Path, file: str) -> str | None:
-    """Returns the digest recorded for a file that is the recorded one by size, inode and mtime, as any node sees them."""
-    try:
-        record = json.loads((root / STATE_FOLDER / "verified" / f"{file}.json").read_bytes())
-        return str(record["sha256"]) if record["fingerprint"][:3] == _fingerprint((root / file).stat())[:3] else None
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
 
 
 def boot_id() -> str:

@@ -10,7 +10,7 @@ from threading import Event
 from nlocalmodels_downloader.config import Config, Model
 from nlocalmodels_downloader.errors import ExhaustedError, StoppedError
 from nlocalmodels_downloader.manifest import ManifestError, Shard, manifest_paths, read_manifest
-from nlocalmodels_downloader.volume import STATE_FOLDER, recorded_sha256
+from nlocalmodels_downloader.volume import STATE_FOLDER, Volume
 
 # Polled, since network filesystems tell nobody of a change.
 POLL_SECONDS = 2.0
@@ -87,7 +87,7 @@ def _problem(model_path: Path, declared: Model, files: dict[str, Shard]) -> str 
     expected_bytes = declared.size_bytes or (named.size_bytes if named else size_bytes)
     if size_bytes != expected_bytes:
         return f"{name} has {size_bytes} of {expected_bytes} bytes"
-    if named is not None and (recorded := recorded_sha256(model_path, name)) not in (None, named.sha256):
+    if named is not None and (recorded := Volume(model_path, "wait").content(name)) not in (None, named.sha256):
         # Going back to a set whose manifest has stayed: its file's name still means another set's content.
         return f"{name} has the content of another set (sha256 {recorded})"
     return None if named else f"{name} is there, but no complete set names it with its digest"
