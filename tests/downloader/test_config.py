@@ -99,3 +99,18 @@ def test_config_refuses_a_file_that_is_not_its_form(tmp_path: Path, content: byt
 def test_config_refuses_a_file_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="--config"):
         load_config(tmp_path / "absent.yaml")
+
+
+def test_broken_yaml_is_placed_without_showing_its_lines(tmp_path: Path) -> None:
+    path = tmp_path / "downloads.yaml"
+    path.write_text('models:\n  - source: "https://user:hunter2@example.org/m.gguf?signature=secret\n')
+    with pytest.raises(ConfigError, match=r"not YAML: .* at line \d+, column \d+; correct it") as raised:
+        load_config(path)
+    assert not [word for word in ("hunter2", "secret") if word in str(raised.value)]
+
+
+@pytest.mark.parametrize("key", ["sha256", "mirrors", "file", "id"])
+def test_address_in_the_wrong_place_is_shown_without_its_secrets(key: str) -> None:
+    _, problems = parse_config(_document(**{key: "https://user:hunter2@example.org/m.gguf?signature=secret"}))
+    assert any(f"models[0].{key}: " in problem for problem in problems)
+    assert not [word for word in ("hunter2", "secret") if word in " ".join(problems)]
