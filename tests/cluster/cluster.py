@@ -132,6 +132,11 @@ def exclusive() -> Iterator[None]:
         yield
 
 
+def is_running() -> bool:
+    """Returns whether there is a cluster that somebody has started and that works."""
+    return {EXISTING: lambda: True, KIND: kind.exists, OWN: node.is_healthy}[chosen_provider()]()
+
+
 def build_programs() -> None:
     """Compiles what the cluster will consist of, which takes minutes the first time."""
     provider = chosen_provider()

@@ -12,8 +12,7 @@ import yaml
 
 import images as image_builder
 from cluster import layout
-from cluster.cluster import EXISTING, Cluster, chosen_provider, ensure_cluster, stop_cluster
-from cluster.node import is_healthy
+from cluster.cluster import EXISTING, Cluster, ensure_cluster, is_running, stop_cluster
 from support import source_pod
 from support.kubernetes import Kubernetes, Release
 from support.source_pod import SourcePod
@@ -50,9 +49,12 @@ def aloud(pytestconfig: pytest.Config) -> Callable[[], AbstractContextManager[No
 @pytest.fixture(scope="session")
 def cluster(aloud: Callable[[], AbstractContextManager[None]]) -> Iterator[Cluster]:
     """A cluster with the images in it. One that was started for the tests ends with them."""
-    was_there = chosen_provider() == EXISTING or is_healthy()
+    was_there = is_running()
     with aloud():
         print("\n[e2e] preparing a cluster", flush=True)
+        if not was_there:
+            # What a run that was killed has left holds releases that are half installed.
+            stop_cluster()
         cluster = ensure_cluster()
         if cluster.provider != EXISTING:
             print("[e2e] preparing the images", flush=True)
