@@ -12,7 +12,7 @@ import httpx
 import openai
 import pytest
 
-from nlocalmodels_server.workers.worker import describe_exit
+from nlocalmodels_server.workers.exits import describe_exit
 from support.gguf_files import write_llama
 from support.serving import RunningServer, running_server
 

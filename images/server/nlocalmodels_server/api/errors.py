@@ -6,7 +6,7 @@ from typing import Any
 
 from starlette.responses import JSONResponse
 
-from nlocalmodels_server.workers.worker import GenerationError
+from nlocalmodels_server.workers.generation import GenerationError
 
 _TYPES = {
     400: "invalid_request_error",

@@ -23,7 +23,8 @@ from nlocalmodels_server import __version__
 from nlocalmodels_server.api.errors import ApiError
 from nlocalmodels_server.api.params import ParsedRequest, parse_chat_completion, parse_completion
 from nlocalmodels_server.models.registry import Registry, UnknownModelError
-from nlocalmodels_server.workers.worker import Delta, Generation, GenerationError, Worker, WorkerState
+from nlocalmodels_server.workers.generation import Delta, Generation, GenerationError
+from nlocalmodels_server.workers.worker import Worker, WorkerState
 
 log = logging.getLogger(__name__)
 
@@ -191,7 +192,9 @@ async def _generate(
     started_seconds = time.monotonic()
     shape = _Shape(worker, is_chat)
     try:
-        await _unless_disconnected(request, choices.start())
+        # Nothing is awaited since the model was looked up: another one may take its place at any time.
+        with worker.lease():
+            await _unless_disconnected(request, choices.start())
         if parsed.stream:
             events = _stream(choices, shape, parsed, worker, started_seconds)
             return _EventStream(events, choices)

@@ -6,16 +6,17 @@ import asyncio
 import contextlib
 import logging
 import os
-import signal
 import socket
 import sys
 import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator
+from dataclasses import asdict
 from enum import Enum
 from pathlib import Path
 from typing import Any
 
+from nlocalmodels_server.workers.exits import describe_exit
+from nlocalmodels_server.workers.generation import Delta, Generation, GenerationError, Sink
 from nlocalmodels_server.workers.protocol import Frame, GenerationRequest, LoadOptions, encode_frame, read_frame
 
 log = logging.getLogger(__name__)
@@ -30,45 +31,9 @@ class WorkerState(Enum):
     WAITING = "waiting"
     LOADING = "loading"
     READY = "ready"
+    DRAINING = "draining"
     FAILED = "failed"
     STOPPED = "stopped"
-
-
-class GenerationError(Exception):
-    """A request that failed. `status` is the HTTP status that fits, `code` a word for programs."""
-
-    def __init__(self, status: int, message: str, code: str, retry_after_seconds: int | None = None) -> None:
-        super().__init__(message)
-        self.status = status
-        self.code = code
-        self.retry_after_seconds = retry_after_seconds
-
-
-@dataclass(frozen=True, slots=True)
-class Delta:
-    """New text of a generation. With the last one come the reason and the token counts."""
-
-    text: str
-    finish_reason: str | None = None
-    num_prompt_tokens: int = 0
-    num_new_tokens: int = 0
-
-
-Sink = Callable[[Delta | GenerationError], None]
-
-
-class Generation:
-    """A request under way. What comes of it goes to its sink, which gets nothing more after the end or a cancel."""
-
-    def __init__(self, worker: Worker, request_id: int, sink: Sink) -> None:
-        self._worker = worker
-        self.request_id = request_id
-        self.sink = sink
-        self.accepted: asyncio.Future[int] = asyncio.get_running_loop().create_future()
-
-    def cancel(self) -> None:
-        """Ends it within a step, and is harmless after its end."""
-        self._worker.cancel(self)
 
 
 class Worker:
@@ -89,6 +54,10 @@ class Worker:
         self.info: dict[str, Any] = {}
         self.num_restarts = 0
         self.pid: int | None = None
+        # Set once it has served, failed or been stopped.
+        self.settled = asyncio.Event()
+        self._num_leases = 0
+        self._idle = asyncio.Event()
         self._options = options
         self._load_turns = load_turns
         self._environ = environ
@@ -101,15 +70,50 @@ class Worker:
     def start(self) -> None:
         self._task = asyncio.create_task(self._supervise(), name=f"worker {self.model_id}")
 
-    async def stop(self) -> None:
+    @contextlib.contextmanager
+    def lease(self) -> Iterator[None]:
+        """Keeps the process for as long as a request is being handed over, also if it starts to drain meanwhile.
+
+        Raises:
+            GenerationError: it takes no new requests.
+        """
+        if self.state is not WorkerState.READY:
+            raise self._not_ready()
+        self._num_leases += 1
+        try:
+            yield
+        finally:
+            self._num_leases -= 1
+            self._tell_idle()
+
+    def retire(self) -> None:
+        """Takes no new requests from now on; `drain` then ends it."""
+        if self.state is not WorkerState.DRAINING:
+            self.state = WorkerState.DRAINING if self.state is WorkerState.READY else WorkerState.STOPPED
+        self.settled.set()
+
+    async def drain(self, grace_seconds: float) -> None:
+        """Retires, lets finish what is under way for as long as `grace_seconds`, and ends the process."""
+        self.retire()
+        if self.state is WorkerState.DRAINING:
+            self._tell_idle()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._idle.wait(), grace_seconds)
+        await self.stop(f"'{self.model_id}' is served no longer, and the {grace_seconds:g} s to finish are over")
+
+    async def stop(self, reason: str = "the server is shutting down") -> None:
         """Ends the process and fails what is still under way."""
         self.state = WorkerState.STOPPED
+        self.settled.set()
+        self._idle.set()
         if self._task is not None:
             self._task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await self._task
+        # The task may have set another one on its way out.
+        self.state = WorkerState.STOPPED
         await self._end_process()
-        self._fail_pending("the server is shutting down")
+        self._fail_pending(reason)
 
     async def generate(self, request: GenerationRequest, sink: Sink) -> Generation:
         """Hands a request over and waits until it is accepted.
@@ -117,7 +121,7 @@ class Worker:
         Raises:
             GenerationError: not ready, queue full, or refused by the model (its context, its template).
         """
-        if self.state is not WorkerState.READY or self._writer is None:
+        if self.state not in (WorkerState.READY, WorkerState.DRAINING) or self._writer is None:
             raise self._not_ready()
         if len(self._pending) >= MAX_PENDING_REQUESTS:
             raise GenerationError(
@@ -140,6 +144,15 @@ class Worker:
     def cancel(self, generation: Generation) -> None:
         if self._pending.pop(generation.request_id, None) is not None and self._writer is not None:
             self._writer.write(encode_frame({"op": "cancel", "id": generation.request_id}))
+        self._tell_idle()
+
+    @property
+    def num_requests(self) -> int:
+        return len(self._pending) + self._num_leases
+
+    def _tell_idle(self) -> None:
+        if self.state is WorkerState.DRAINING and not self.num_requests:
+            self._idle.set()
 
     def _not_ready(self) -> GenerationError:
         if self.state is WorkerState.FAILED:
@@ -158,13 +171,14 @@ class Worker:
         backoff_seconds = 0.5
         while True:
             await self._run_process()
-            if self.state is WorkerState.FAILED:
+            if self.state in (WorkerState.FAILED, WorkerState.STOPPED):
                 return
             was_ready, lived_seconds = self._ready_at is not None, time.monotonic() - (self._ready_at or time.monotonic())
             self.state = WorkerState.WAITING
             num_failed_loads = 0 if was_ready else num_failed_loads + 1
             if num_failed_loads >= _MAX_LOAD_ATTEMPTS:
                 self.state = WorkerState.FAILED
+                self.settled.set()
                 self.reason = f"its process {self.reason} while loading, {num_failed_loads} times"
                 log.error("%s: %s is not served: %s", self.model_id, self.path.name, self.reason)
                 return
@@ -193,13 +207,16 @@ class Worker:
                 if self.state is not WorkerState.LOADING:
                     # Loaded or failed: the next model may load.
                     await turn.aclose()
-        failed = self.state is WorkerState.FAILED
+        failed, retired = self.state is WorkerState.FAILED, self.state in (WorkerState.DRAINING, WorkerState.STOPPED)
         if not failed:
-            self.state, self.reason = WorkerState.WAITING, "is ending"
+            self.state, self.reason = WorkerState.STOPPED if retired else WorkerState.WAITING, "is ending"
         code = await self._end_process()
         if not failed:
             self.reason = describe_exit(code)
-        self._fail_pending(f"the process of '{self.model_id}' {self.reason or 'ended'}; it is being started again")
+        outlook = "it is served no longer" if retired else "it is being started again"
+        self._fail_pending(f"the process of '{self.model_id}' {self.reason or 'ended'}; {outlook}")
+        if retired:
+            self._idle.set()
 
     async def _spawn(self) -> asyncio.StreamReader:
         ours, theirs = socket.socketpair()
@@ -228,6 +245,7 @@ class Worker:
                     continue
                 if finish_reason is not None or error is not None:
                     del self._pending[request_id]
+                    self._tell_idle()
                 if error is not None:
                     generation.sink(GenerationError(500, error, "generation_failed"))
                 else:
@@ -238,14 +256,19 @@ class Worker:
                 generation.accepted.set_result(frame["num_prompt_tokens"])
         elif operation == "refused":
             generation = self._pending.pop(frame["id"], None)
+            self._tell_idle()
             if generation is not None and not generation.accepted.done():
                 generation.accepted.set_exception(GenerationError(400, frame["message"], frame["code"]))
+        elif self.state is WorkerState.STOPPED:
+            pass  # it is about to be ended
         elif operation == "ready":
+            self.settled.set()
             self.state, self.reason, self.info = WorkerState.READY, None, frame["info"]
             self._ready_at = time.monotonic()
             facts = ", ".join(f"{name} {value}" for name, value in self.info.items())
             log.info("%s: ready: %s, pid %d", self.model_id, facts, self.pid)
         elif operation == "failed":
+            self.settled.set()
             self.state, self.reason = WorkerState.FAILED, frame["reason"]
             log.error("%s: %s is not served: %s", self.model_id, self.path.name, self.reason)
 
@@ -273,11 +296,3 @@ class Worker:
             code = await process.wait()
         self.pid = None
         return code
-
-
-def describe_exit(code: int | None) -> str:
-    """Returns how a process ended, in words: `ended with exit code 70`, `was ended by SIGKILL (out of memory?)`."""
-    if code is None or code >= 0:
-        return f"ended with exit code {code}"
-    name = signal.Signals(-code).name if -code in set(signal.Signals) else f"signal {-code}"
-    return f"was ended by {name}" + (" (out of memory?)" if name == "SIGKILL" else "")

@@ -1,0 +1,49 @@
+"""A request under way in a worker, what comes of it, and how it fails."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+
+class GenerationError(Exception):
+    """A request that failed. `status` is the HTTP status that fits, `code` a word for programs."""
+
+    def __init__(self, status: int, message: str, code: str, retry_after_seconds: int | None = None) -> None:
+        super().__init__(message)
+        self.status = status
+        self.code = code
+        self.retry_after_seconds = retry_after_seconds
+
+
+@dataclass(frozen=True, slots=True)
+class Delta:
+    """New text of a generation. With the last one come the reason and the token counts."""
+
+    text: str
+    finish_reason: str | None = None
+    num_prompt_tokens: int = 0
+    num_new_tokens: int = 0
+
+
+Sink = Callable[[Delta | GenerationError], None]
+
+
+class _Canceller(Protocol):
+    def cancel(self, generation: Generation) -> None: ...
+
+
+class Generation:
+    """A request under way. What comes of it goes to its sink, which gets nothing more after the end or a cancel."""
+
+    def __init__(self, worker: _Canceller, request_id: int, sink: Sink) -> None:
+        self._worker = worker
+        self.request_id = request_id
+        self.sink = sink
+        self.accepted: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+
+    def cancel(self) -> None:
+        """Ends it within a step, and is harmless after its end."""
+        self._worker.cancel(self)
