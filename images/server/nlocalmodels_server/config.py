@@ -6,6 +6,9 @@ numSlots: 32
 numThreads: 4
 graceSeconds: 60
 serveUndeclared: true     # files that no set declares, such as a person's
+defaultModel: llama-2-7b-chat
+reload: live              # off | live: whether a running server follows this file and the folder
+set: 0a1b2c3d4e5f         # the set that `models` describes; with reload live, what is said here waits for its manifest
 models:                   # without this key, what is in the folder is served
   - id: llama-2-7b-chat
     file: llama-2-7b-chat.Q4_K_M.gguf
@@ -26,8 +29,9 @@ from nlocalmodels_server.models.model_ids import parse_shard
 # By key: the least and the most. The environment's variables of these names have the same bounds.
 BOUNDS = {"contextTokens": (64, 1 << 24), "numSlots": (1, 256), "numThreads": (1, 512), "graceSeconds": (0, 86400)}
 _OPTION_KEYS = ("contextTokens", "numSlots", "numThreads")
-_KEYS = ("readyWhen", *_OPTION_KEYS, "graceSeconds", "serveUndeclared", "models")
+_KEYS = ("readyWhen", *_OPTION_KEYS, "graceSeconds", "serveUndeclared", "defaultModel", "reload", "set", "models")
 _MODEL_KEYS = ("id", "file", *_OPTION_KEYS)
+_SET = re.compile(r"[0-9a-f]{12}")
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 # As deep as the scan looks, and nothing that it does not look at.
 _FILE = re.compile(r"(?:[^./\0-\x1f][^/\0-\x1f]*/){0,2}[^./\0-\x1f][^/\0-\x1f]*\.gguf", re.IGNORECASE)
@@ -56,6 +60,9 @@ class Config:
     serve_undeclared: bool = True
     models: tuple[DeclaredModel, ...] | None = None
     path: Path | None = None
+    default_model: str | None = None
+    reload: Literal["off", "live"] | None = None
+    set_id: str | None = None
 
 
 def load_config(path: Path, must_exist: bool) -> tuple[Config, list[str]]:
@@ -85,6 +92,11 @@ def parse_config(document: object) -> tuple[Config, list[str]]:
     ready_when = document.get("readyWhen")
     if ready_when not in (None, "default", "all"):
         problems.append(f"readyWhen: {_shown(ready_when)} is not known; set it to default or all.")
+    reload = document.get("reload")
+    if reload is False:
+        reload = "off"  # which is what YAML makes of a bare off
+    if reload not in (None, "off", "live"):
+        problems.append(f"reload: {_shown(reload)} is not known; set it to off or live.")
     serve_undeclared = document.get("serveUndeclared")
     if not (serve_undeclared is None or isinstance(serve_undeclared, bool)):
         problems.append(f"serveUndeclared: {_shown(serve_undeclared)} is neither true nor false; set it so or leave it out.")
@@ -96,6 +108,11 @@ def parse_config(document: object) -> tuple[Config, list[str]]:
         grace_seconds=_integer(document, "graceSeconds", "", problems),
         serve_undeclared=serve_undeclared is not False,
         models=_parse_models(document["models"], problems) if "models" in document else None,
+        default_model=_optional(document, "defaultModel", _ID, "give the id of a model or leave it out", problems),
+        reload=None if reload is None else "live" if reload == "live" else "off",
+        set_id=_optional(
+            document, "set", _SET, "give the 12 hexadecimal digits of a set, in quotes, or leave it out", problems
+        ),
     )
     return config, problems
 
@@ -133,6 +150,14 @@ def _parse_model(entry: object, where: str, problems: list[str]) -> DeclaredMode
 
 def _refuse_unknown(mapping: dict[Any, Any], known: tuple[str, ...], prefix: str, problems: list[str]) -> None:
     problems.extend(f"{prefix}{key}: unknown key; known are {', '.join(known)}." for key in mapping if key not in known)
+
+
+def _optional(document: dict[Any, Any], key: str, form: re.Pattern[str], remedy: str, problems: list[str]) -> str | None:
+    value = document.get(key)
+    if value is None or (isinstance(value, str) and form.fullmatch(value)):
+        return value
+    problems.append(f"{key}: {_shown(value)} is not usable; {remedy}.")
+    return None
 
 
 def _text(mapping: dict[Any, Any], key: str, form: re.Pattern[str], where: str, remedy: str, problems: list[str]) -> str | None:

@@ -20,6 +20,7 @@ class SettingsError(Exception):
 class Settings:
     """What the server is told. None leaves the choice to it.
 
+    With `reload` live, a running server follows server.yaml and the folder; `set_id` is the set that `models` describes.
     `ready_when` decides what readiness asks of models: `default` that the default model serves and none is still loading,
     `all` that moreover none has failed. `models` are those that belong here; None declares nothing, and what is in the folder
     is served. `serve_undeclared` is about files that neither they nor a set on the volume name.
@@ -37,6 +38,50 @@ class Settings:
     models: tuple[DeclaredModel, ...] | None = None
     serve_undeclared: bool = True
     config_path: Path | None = None
+    reload: Literal["off", "live"] = "off"
+    reload_seconds: float = 2.0
+    set_id: str | None = None
+
+
+class SettingsSource:
+    """The settings of a running server, which change when server.yaml does. A change is one of content, since a ConfigMap's
+    file is swapped by a link. It counts once two readings agree on it, since an editor writes in pieces."""
+
+    def __init__(self, environ: Mapping[str, str]) -> None:
+        self._environ = dict(environ)
+        self._path = Path(self._environ.get("SERVER_CONFIG") or DEFAULT_CONFIG_PATH)
+        self._taken = self._seen = self._content()
+
+    def read(self) -> Settings:
+        """Reads the settings anew.
+
+        Raises:
+            SettingsError: with every problem.
+        """
+        return read_settings(self._environ)
+
+    def read_changed(self) -> Settings | None:
+        """Returns the settings if server.yaml has changed since it was last taken, else None.
+
+        Raises:
+            SettingsError: it cannot be used; once for each change.
+        """
+        content = self._content()
+        is_settled, self._seen = content == self._seen, content
+        if content == self._taken or not is_settled:
+            return None
+        self._taken = content
+        if content is None:
+            raise SettingsError(
+                f"{self._path}: it is gone or cannot be read; what it said stays in force until it is there again."
+            )
+        return self.read()
+
+    def _content(self) -> bytes | None:
+        try:
+            return self._path.read_bytes()
+        except OSError:
+            return None
 
 
 def read_settings(environ: Mapping[str, str]) -> Settings:
@@ -51,6 +96,10 @@ def read_settings(environ: Mapping[str, str]) -> Settings:
     ready_when = environ.get("READY_WHEN") or config.ready_when or defaults.ready_when
     if ready_when not in ("default", "all"):
         problems.append(f"READY_WHEN='{ready_when}' is not known; set it to default or all.")
+    reload = environ.get("RELOAD") or config.reload or defaults.reload
+    if reload not in ("off", "live"):
+        problems.append(f"RELOAD='{reload}' is not known; set it to off or live.")
+    reload_seconds = _seconds(environ, "RELOAD_SECONDS", problems)
     port = _integer(environ, "PORT", (1, 65535), problems)
     context_tokens = _integer(environ, "CONTEXT_TOKENS", BOUNDS["contextTokens"], problems)
     num_slots = _integer(environ, "NUM_SLOTS", BOUNDS["numSlots"], problems)
@@ -60,7 +109,7 @@ def read_settings(environ: Mapping[str, str]) -> Settings:
         raise SettingsError(" ".join(problems))
     return Settings(
         model_path=Path(environ.get("MODEL_PATH") or defaults.model_path),
-        default_model=environ.get("DEFAULT_MODEL") or None,
+        default_model=environ.get("DEFAULT_MODEL") or config.default_model,
         host=environ.get("HOST") or defaults.host,
         port=port or defaults.port,
         ready_when="all" if ready_when == "all" else "default",
@@ -73,6 +122,9 @@ def read_settings(environ: Mapping[str, str]) -> Settings:
         models=_models(config, context_tokens, num_slots, num_threads),
         serve_undeclared=config.serve_undeclared,
         config_path=config.path,
+        reload="live" if reload == "live" else "off",
+        reload_seconds=reload_seconds or defaults.reload_seconds,
+        set_id=config.set_id,
     )
 
 
@@ -102,3 +154,17 @@ def _integer(environ: Mapping[str, str], name: str, bounds: tuple[int, int], pro
         problems.append(f"{name}='{text}' is not a whole number from {low} to {high}; set it so or leave it out.")
         return None
     return int(text)
+
+
+def _seconds(environ: Mapping[str, str], name: str, problems: list[str]) -> float | None:
+    text = environ.get(name)
+    if not text:
+        return None
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0.0
+    if not 0.01 <= seconds <= 3600:
+        problems.append(f"{name}='{text}' is not a number from 0.01 to 3600; set it so or leave it out.")
+        return None
+    return seconds

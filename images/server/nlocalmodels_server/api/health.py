@@ -9,6 +9,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from nlocalmodels_server.models.registry import Registry
+from nlocalmodels_server.workers.worker import Worker
 
 
 def routes(registry: Registry) -> list[Route]:
@@ -19,7 +20,7 @@ def routes(registry: Registry) -> list[Route]:
 
     async def startupz(_: Request) -> Response:
         """503 until every model has loaded or failed once: who takes too long over that is stuck and wants a restart."""
-        loading = [worker.model_id for worker in registry.workers() if worker.is_loading_first]
+        loading = registry.loading_first()
         return JSONResponse({"status": "starting" if loading else "started", "loading": loading}, 503 if loading else 200)
 
     async def readyz(_: Request) -> Response:
@@ -40,14 +41,23 @@ def routes(registry: Registry) -> list[Route]:
 
 
 def _detail(registry: Registry) -> dict[str, Any]:
-    """Returns the default model, each model's state and each file that is not served, with its reason."""
-    models = {
-        worker.model_id: {
-            "state": worker.state.value,
-            "file": worker.path.name,
-            "restarts": worker.num_restarts,
-            **({"reason": worker.reason} if worker.reason else {}),
-        }
-        for worker in registry.workers()
-    }
-    return {"default": registry.default_id, "models": models, "problems": registry.scan.problems}
+    """Returns the default model, each model's state, each file that is not served, and what a reload is about to change."""
+    replacements = registry.replacements()
+    models = {worker.model_id: _model(worker) for worker in registry.workers()}
+    for model_id, worker in replacements.items():
+        models[model_id]["replacement"] = _model(worker)
+    detail: dict[str, Any] = {"default": registry.default_id, "models": models, "problems": registry.scan.problems}
+    if registry.settings.set_id is not None:
+        detail["set"] = registry.settings.set_id
+    if draining := registry.draining():
+        detail["draining"] = [{"id": worker.model_id, "requests": worker.num_requests} for worker in draining]
+    if registry.pending is not None:
+        detail["pending"] = {"set": registry.pending.set_id, "waitingFor": list(registry.pending.waiting_for)}
+    if registry.config_problem is not None:
+        detail["configProblem"] = registry.config_problem
+    return detail
+
+
+def _model(worker: Worker) -> dict[str, Any]:
+    shown = {"state": worker.state.value, "file": worker.path.name, "restarts": worker.num_restarts}
+    return {**shown, "reason": worker.reason} if worker.reason else shown

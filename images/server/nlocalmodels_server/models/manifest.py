@@ -1,4 +1,4 @@
-"""The set manifests that the downloader leaves on the volume: which file was declared under which id."""
+"""What the downloader leaves on the volume: set manifests, which file was declared under which id, and records of files."""
 
 from __future__ import annotations
 
@@ -11,6 +11,9 @@ from pathlib import Path
 log = logging.getLogger(__name__)
 
 STATE_FOLDER = ".nlocalmodels"
+SETS_FOLDER = f"{STATE_FOLDER}/sets"
+# In the record of a file: the source of one that was a person's and not fetched.
+_FOUND_ON_VOLUME = "found on the volume"
 _VERSION = 1
 
 
@@ -36,9 +39,30 @@ def read_set_files(model_path: Path) -> set[str]:
     return {file for entries in _read_sets(model_path) for entry in entries for file in (entry.file, *entry.shards)}
 
 
+def read_set_sizes(model_path: Path, set_id: str) -> dict[str, int] | None:
+    """Returns the size in bytes of each file of a set, None as long as it is not complete: its manifest is written last."""
+    try:
+        document = json.loads((model_path / SETS_FOLDER / f"{set_id}.json").read_bytes())
+        if document["version"] != _VERSION:
+            raise ValueError(f"version {document['version']} is not {_VERSION}")
+        files = [file for model in document["models"] for file in (model, *model.get("shards", ()))]
+        return {str(file["file"]): int(file["sizeBytes"]) for file in files}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+
+
+def was_fetched(model_path: Path, file: str) -> bool:
+    """Whether the downloader fetched a file, as for a set that is not complete yet: no person put it there."""
+    try:
+        record = json.loads((model_path / STATE_FOLDER / "verified" / f"{file}.json").read_bytes())
+        return bool(record["source"] != _FOUND_ON_VOLUME)
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
 def _read_sets(model_path: Path) -> Iterator[list[_Entry]]:
     """Yields what each manifest holds, the newest last."""
-    for path in sorted((model_path / STATE_FOLDER / "sets").glob("[!.]*.json"), key=_modified):
+    for path in sorted((model_path / SETS_FOLDER).glob("[!.]*.json"), key=_modified):
         try:
             document = json.loads(path.read_bytes())
             if document["version"] != _VERSION:

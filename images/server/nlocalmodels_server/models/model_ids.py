@@ -40,6 +40,16 @@ def parse_shard(file: str) -> Shard | None:
     return Shard(name[: match.start()], int(match[1]), int(match[2])) if match else None
 
 
+def files_of(file: str) -> tuple[str, ...]:
+    """Returns all files of the model that has this one as its only file or as its first shard."""
+    shard = parse_shard(file)
+    if shard is None:
+        return (file,)
+    end = len(file) - len(stem(file)[len(shard.prefix) :]) - len(".gguf")
+    numbers = range(1, shard.count + 1)
+    return tuple(f"{file[:end]}-{number:05d}-of-{shard.count:05d}{file[-len('.gguf') :]}" for number in numbers)
+
+
 def short_id(file: str) -> str:
     """Returns the name without shard number and quantization: `llama-2-7b-chat.Q4_K_M.gguf` is `llama-2-7b-chat`."""
     name = _SHARD.sub("", stem(file))

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from nlocalmodels_server.config import DeclaredModel
 from nlocalmodels_server.models.gguf_header import NotGgufError, read_general
-from nlocalmodels_server.models.manifest import read_declared_ids, read_set_files
+from nlocalmodels_server.models.manifest import read_declared_ids, read_set_files, was_fetched
 from nlocalmodels_server.models.model_ids import NamedModel, name_models, parse_shard
 
-_MAX_DEPTH = 3
+MAX_DEPTH = 3
 _UNFINISHED = (".part", ".partial", ".tmp", ".download", ".crdownload", ".incomplete", ".aria2")
 _OTHER_FORMATS = (".bin", ".safetensors", ".pb", ".h5", ".pt", ".pth", ".onnx", ".ggml")
 
@@ -28,26 +28,39 @@ class ScanResult:
     warnings: list[str] = field(default_factory=list)
 
 
-def scan(model_path: Path, declared: Sequence[DeclaredModel] | None = None, serve_undeclared: bool = True) -> ScanResult:
+def scan(
+    model_path: Path,
+    declared: Sequence[DeclaredModel] | None = None,
+    serve_undeclared: bool = True,
+    known: Collection[str] = (),
+    held: Mapping[str, str] | None = None,
+) -> ScanResult:
     """Scans the folder. A folder that is missing or cannot be read is one without models.
 
     Args:
         declared: what belongs here. What else a set on the volume names is then left alone; without it, whatever is there is
             served, under the ids that the sets name.
         serve_undeclared: whether a file is served that is not declared and that no set names.
+        known: files that are being served, so that they are models without another look, even if they are gone.
+        held: files that must wait, and why.
     """
     result = ScanResult()
     unwanted = _judge_by_declaration(model_path, declared, serve_undeclared)
     servable: list[str] = []
     shards: dict[str, dict[int, str]] = {}
-    for file in _files(model_path):
+    for file in sorted({*_files(model_path), *known}):
         printable = file.encode("utf-8", "backslashreplace").decode()
         if printable != file:
             result.problems[printable] = "its name is not UTF-8; rename it"
             continue
         reason = _ignored(Path(file).name) or unwanted(file)
+        if reason is None and file not in known:
+            reason = (held or {}).get(file)
         if reason is not None:
             result.ignored[file] = reason
+            continue
+        if file in known:
+            _take(file, servable, shards)
             continue
         try:
             # Opening a FIFO would wait for ever for a writer.
@@ -63,10 +76,8 @@ def scan(model_path: Path, declared: Sequence[DeclaredModel] | None = None, serv
             continue
         if general.get("general.type") in ("adapter", "mmproj") or general.get("general.architecture") == "clip":
             result.ignored[file] = "an adapter or projector, no model of its own"
-        elif (shard := parse_shard(file)) is not None:
-            shards.setdefault(_whole(file), {})[shard.index] = file
         else:
-            servable.append(file)
+            _take(file, servable, shards)
     for group in shards.values():
         _take_shards(group, servable, result)
     ids = read_declared_ids(model_path) if declared is None else {model.file: model.id for model in declared}
@@ -91,6 +102,8 @@ def _judge_by_declaration(
             return None
         if _whole(file) in of_sets:
             return "belongs to another set"
+        if was_fetched(model_path, file):
+            return "was fetched for a set that is not complete"
         return None if serve_undeclared else "not declared, and serveUndeclared is false"
 
     return judge
@@ -107,7 +120,7 @@ def _report_missing(declared: Sequence[DeclaredModel], servable: Sequence[str], 
 def _files(model_path: Path) -> Iterator[str]:
     for folder, subfolders, files in os.walk(model_path):
         depth = len(Path(folder).relative_to(model_path).parts)
-        subfolders[:] = sorted(name for name in subfolders if not name.startswith(".") and depth + 1 < _MAX_DEPTH)
+        subfolders[:] = sorted(name for name in subfolders if not name.startswith(".") and depth + 1 < MAX_DEPTH)
         for name in sorted(files):
             if not name.startswith("."):
                 yield str((Path(folder) / name).relative_to(model_path))
@@ -125,6 +138,14 @@ def _ignored(name: str) -> str | None:
     if lower.startswith("mmproj"):
         return "a projector for images, no model of its own"
     return None
+
+
+def _take(file: str, servable: list[str], shards: dict[str, dict[int, str]]) -> None:
+    shard = parse_shard(file)
+    if shard is None:
+        servable.append(file)
+    else:
+        shards.setdefault(_whole(file), {})[shard.index] = file
 
 
 def _whole(file: str) -> str:
