@@ -69,7 +69,7 @@ def live_server(folder: LiveFolder, default: str | None = None, **environ: str) 
     environ = {"SERVER_CONFIG": str(folder.config_path), "RELOAD_SECONDS": "0.05", **environ}
     if default is not None:
         environ["DEFAULT_MODEL"] = default
-    with running_server(folder.models, folder.root / "log", **environ) as server:
+    with running_server(folder.models, folder.root / "log", 0, **environ) as server:
         server.wait_until("/readyz", 200)
         yield server
 
