@@ -22,6 +22,9 @@ def test_every_key_is_read() -> None:
         "numThreads": 4,
         "graceSeconds": 0,
         "serveUndeclared": False,
+        "defaultModel": "b",
+        "reload": "live",
+        "set": "0123456789ab",
         "models": [{**MODEL, "contextTokens": 4096, "numSlots": 8, "numThreads": 2}, {"id": "b", "file": "team/x/b.GGUF"}],
     }
     config, problems = parse_config(document)
@@ -34,6 +37,9 @@ def test_every_key_is_read() -> None:
         grace_seconds=0,
         serve_undeclared=False,
         models=(DeclaredModel(MODEL["id"], MODEL["file"], 4096, 8, 2), DeclaredModel("b", "team/x/b.GGUF")),
+        default_model="b",
+        reload="live",
+        set_id="0123456789ab",
     )
 
 
@@ -47,6 +53,26 @@ def test_the_shape_in_the_modules_docstring_is_a_good_one() -> None:
 @pytest.mark.parametrize("document", [None, {}, {"numThreads": None}])
 def test_every_key_is_optional(document: object) -> None:
     assert parse_config(document) == (Config(), [])
+
+
+def test_a_bare_off_is_what_yaml_makes_of_it() -> None:
+    assert parse_config(yaml.safe_load("reload: off"))[0].reload == "off"
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("reload: on", "reload: True is not known; set it to off or live."),
+        ("reload: rollout", "reload: 'rollout' is not known; set it to off or live."),
+        ("set: 123456789012", "set: 123456789012 is not usable"),
+        ("set: 0123456789AB", "set: '0123456789AB' is not usable"),
+        ("set: ../../etc/pass", "set: '../../etc/pass' is not usable"),
+        ("defaultModel: [a]", "defaultModel: ['a'] is not usable; give the id of a model or leave it out."),
+    ],
+)
+def test_a_wrong_key_of_a_reload_is_named(text: str, problem: str) -> None:
+    _, (found,) = parse_config(yaml.safe_load(text))
+    assert found.startswith(problem)
 
 
 def test_no_models_declared_is_not_the_same_as_nothing_said_of_them() -> None:

@@ -192,6 +192,24 @@ def test_a_set_is_applied_only_when_it_is_complete(folder: LiveFolder) -> None:
         assert f"set {wanted} is applied: added c; removed b; changed a" in server.log()
 
 
+def test_what_is_published_before_server_yaml_tells_of_it_is_left_alone(folder: LiveFolder) -> None:
+    folder.tell("a", "b", set=folder.set_id("a", "b"))
+    # Slow enough for a record to be there when its file has been seen twice.
+    with live_server(folder, "a", RELOAD_SECONDS="1") as server:
+        before = text_of(server, "a")
+        for name, seed in (("a", 8), ("c", 3)):
+            swap_file(folder, name, seed)
+            folder.record_fetched(name, "1" * 64)
+        # A file of a person that comes later is served, so the others have been seen.
+        write_llama(folder.models / "mine.gguf", seed=4)
+        wait_for(server, lambda: is_served(server, a="ready", b="ready", mine="ready"))
+        assert text_of(server, "a") == before
+        folder.record_fetched("a", "0" * 64)
+        folder.publish_set("a", "c")
+        folder.tell("a", "c", set=folder.set_id("a", "c"))
+        wait_for(server, lambda: is_served(server, a="ready", c="ready", mine="ready") and text_of(server, "a") != before)
+
+
 def test_a_file_that_is_not_as_its_set_says_is_waited_for(folder: LiveFolder) -> None:
     with live_server(folder, "a") as server:
         write_llama(folder.models / "c.gguf", seed=3)

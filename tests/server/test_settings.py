@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from nlocalmodels_server.config import DeclaredModel
-from nlocalmodels_server.settings import DEFAULT_CONFIG_PATH, Settings, SettingsError, read_settings
+from nlocalmodels_server.settings import DEFAULT_CONFIG_PATH, Settings, SettingsError, SettingsSource, read_settings
 
 
 @pytest.fixture
@@ -50,7 +50,17 @@ def test_read_settings_takes_every_variable() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "value"), [("PORT", "0"), ("PORT", "http"), ("NUM_SLOTS", "-1"), ("READY_WHEN", "some"), ("CONTEXT_TOKENS", "1.5")]
+    ("name", "value"),
+    [
+        ("PORT", "0"),
+        ("PORT", "http"),
+        ("NUM_SLOTS", "-1"),
+        ("READY_WHEN", "some"),
+        ("CONTEXT_TOKENS", "1.5"),
+        ("RELOAD", "rollout"),
+        ("RELOAD_SECONDS", "nan"),
+        ("RELOAD_SECONDS", "soon"),
+    ],
 )
 def test_read_settings_names_a_wrong_variable(name: str, value: str) -> None:
     with pytest.raises(SettingsError, match=f"{name}='{value}'"):
@@ -90,6 +100,38 @@ def test_a_variable_goes_before_server_yaml_and_before_what_that_says_of_one_mod
         models=(DeclaredModel("a", "a.gguf"), DeclaredModel("b", "b.gguf")),
         config_path=config_path,
     )
+
+
+def test_a_reload_is_asked_for_by_either_and_the_default_model_too(config_path: Path) -> None:
+    config_path.write_text("reload: live\ndefaultModel: a\nset: 0123456789ab\n")
+    environ = {"SERVER_CONFIG": str(config_path)}
+    settings = read_settings(environ)
+    assert settings == Settings(reload="live", default_model="a", set_id="0123456789ab", config_path=config_path)
+    assert read_settings({**environ, "RELOAD": "off", "DEFAULT_MODEL": "b", "RELOAD_SECONDS": "0.5"}) == Settings(
+        default_model="b", set_id="0123456789ab", config_path=config_path, reload_seconds=0.5
+    )
+
+
+def test_changed_settings_are_taken_when_two_readings_agree(config_path: Path) -> None:
+    source = SettingsSource({"SERVER_CONFIG": str(config_path)})
+    assert source.read().grace_seconds == 7
+    assert source.read_changed() is None
+    config_path.write_text("graceSeconds: 8\n")
+    assert source.read_changed() is None
+    changed = source.read_changed()
+    assert changed is not None
+    assert changed.grace_seconds == 8
+    assert source.read_changed() is None
+
+
+def test_what_is_wrong_with_changed_settings_is_said_once(config_path: Path) -> None:
+    source = SettingsSource({"SERVER_CONFIG": str(config_path)})
+    for change, problem in ((lambda: config_path.write_text("x: 1\n"), "x: unknown key"), (config_path.unlink, "it is gone")):
+        change()
+        assert source.read_changed() is None
+        with pytest.raises(SettingsError, match=problem):
+            source.read_changed()
+        assert source.read_changed() is None
 
 
 def test_a_server_yaml_that_is_named_must_be_there(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ import httpx
 import yaml
 
 from nlocalmodels_downloader.manifest import ManifestEntry, set_id, write_manifest
+from nlocalmodels_downloader.volume import Verified, Volume
 from support.serving import RunningServer, running_server
 
 _DEADLINE_SECONDS = 60.0
@@ -56,6 +57,10 @@ class LiveFolder:
         """Leaves the manifest of a set, as the downloader does, with the sizes of the files that are there."""
         sizes = [(self.models / f"{name}.gguf").stat().st_size for name in names]
         return write_manifest(self.models / ".nlocalmodels" / "sets", self._entries(names, *sizes))
+
+    def record_fetched(self, name: str, sha256: str) -> None:
+        """Leaves the record of a file that the downloader fetched."""
+        Volume(self.models, "test").record_verified(f"{name}.gguf", Verified(sha256, "https://models.example"))
 
     @staticmethod
     def _entries(names: tuple[str, ...], *sizes: int) -> list[ManifestEntry]:

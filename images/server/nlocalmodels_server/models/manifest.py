@@ -7,6 +7,7 @@ import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 log = logging.getLogger(__name__)
 
@@ -15,6 +16,7 @@ SETS_FOLDER = f"{STATE_FOLDER}/sets"
 # In the record of a file: the source of one that was a person's and not fetched.
 _FOUND_ON_VOLUME = "found on the volume"
 _VERSION = 1
+_UNREADABLE = (OSError, ValueError, KeyError, TypeError, AttributeError)
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,22 +44,38 @@ def read_set_files(model_path: Path) -> set[str]:
 def read_set_sizes(model_path: Path, set_id: str) -> dict[str, int] | None:
     """Returns the size in bytes of each file of a set, None as long as it is not complete: its manifest is written last."""
     try:
-        document = json.loads((model_path / SETS_FOLDER / f"{set_id}.json").read_bytes())
-        if document["version"] != _VERSION:
-            raise ValueError(f"version {document['version']} is not {_VERSION}")
-        files = [file for model in document["models"] for file in (model, *model.get("shards", ()))]
-        return {str(file["file"]): int(file["sizeBytes"]) for file in files}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return {str(file["file"]): int(file["sizeBytes"]) for file in _read_set(model_path, set_id)}
+    except _UNREADABLE:
         return None
 
 
 def was_fetched(model_path: Path, file: str) -> bool:
     """Whether the downloader fetched a file, as for a set that is not complete yet: no person put it there."""
     try:
-        record = json.loads((model_path / STATE_FOLDER / "verified" / f"{file}.json").read_bytes())
-        return bool(record["source"] != _FOUND_ON_VOLUME)
-    except (OSError, ValueError, KeyError, TypeError):
+        return bool(_read_record(model_path, file)["source"] != _FOUND_ON_VOLUME)
+    except _UNREADABLE:
         return False
+
+
+def was_fetched_for_another(model_path: Path, set_id: str, file: str) -> bool:
+    """Whether the downloader has put other bytes in place of a file of a set, which is for a set that comes."""
+    try:
+        digests = {file["file"]: file["sha256"] for file in _read_set(model_path, set_id)}
+        return file in digests and bool(_read_record(model_path, file)["sha256"] != digests[file])
+    except _UNREADABLE:
+        return False
+
+
+def _read_set(model_path: Path, set_id: str) -> list[dict[str, Any]]:
+    document = json.loads((model_path / SETS_FOLDER / f"{set_id}.json").read_bytes())
+    if document["version"] != _VERSION:
+        raise ValueError(f"version {document['version']} is not {_VERSION}")
+    return [file for model in document["models"] for file in (model, *model.get("shards", ()))]
+
+
+def _read_record(model_path: Path, file: str) -> dict[str, Any]:
+    record: dict[str, Any] = json.loads((model_path / STATE_FOLDER / "verified" / f"{file}.json").read_bytes())
+    return record
 
 
 def _read_sets(model_path: Path) -> Iterator[list[_Entry]]:
@@ -71,7 +89,7 @@ def _read_sets(model_path: Path) -> Iterator[list[_Entry]]:
                 _Entry(str(model["id"]), str(model["file"]), tuple(str(shard["file"]) for shard in model.get("shards", ())))
                 for model in document["models"]
             ]
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        except _UNREADABLE as error:
             log.warning("%s is not a set manifest (%s); what it names counts as undeclared", path, error)
         else:
             yield entries

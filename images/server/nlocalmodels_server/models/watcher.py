@@ -7,7 +7,7 @@ import logging
 from dataclasses import replace
 
 from nlocalmodels_server.models.folder import take_snapshot
-from nlocalmodels_server.models.manifest import read_set_sizes
+from nlocalmodels_server.models.manifest import read_set_sizes, was_fetched_for_another
 from nlocalmodels_server.models.model_ids import files_of
 from nlocalmodels_server.models.registry import Pending, Registry
 from nlocalmodels_server.models.reload import Snapshot, judge_files, missing_files
@@ -50,6 +50,8 @@ class Watcher:
         pending: list[str] = []
         if settings is not wanted:
             pending = [file for model in wanted.models or () for file in files_of(model.file)]
+        else:
+            pending = await asyncio.to_thread(self._find_foreign, settings, snapshot)
         declared = {model.file for model in settings.models or ()}
         known, held = judge_files(self._registry.targets().values(), previous, snapshot, declared, pending)
         seen = (settings, known, held, settled)
@@ -96,6 +98,15 @@ class Watcher:
             return None
         self._folder_problem = None
         return self._snapshot
+
+    def _find_foreign(self, settings: Settings, snapshot: Snapshot) -> list[str]:
+        """Returns the served files that the downloader has replaced for a set that server.yaml does not tell of yet."""
+        path, set_id = settings.model_path, settings.set_id
+        if set_id is None:
+            return []
+        stamps = [stamp for target in self._registry.targets().values() for stamp in target.stamps]
+        changed = [file for file, stamp in stamps if file in snapshot and snapshot[file] != stamp]
+        return [file for file in changed if was_fetched_for_another(path, set_id, file)]
 
     async def _look_for_missing(self, wanted: Settings, settled: Snapshot) -> bool:
         """Whether something must still come before all that is wanted can be served; says so once."""
