@@ -23,9 +23,18 @@ def failure(status: int, headers: Headers, url: str) -> Exception:
         return DeniedError(f"{where} answered {status}: it wants a token, or refuses the one it got; check token and licence.")
     if status in (404, 410):
         return GoneError(f"{where} answered {status}: no such file; check repository, file name and revision.")
-    if status in (408, 425, 429) or status >= 500:
-        return TransientError(f"{where} answered {status}.", parse_retry_after(headers.get("Retry-After"), time.time()))
+    if _is_transient(status):
+        return TransientError(f"{where} answered {status}.", retry_after_seconds(status, headers))
     return RefusedError(f"{where} answered {status}, which no other attempt would change; check the source.")
+
+
+def retry_after_seconds(status: int, headers: Headers) -> float | None:
+    """Returns how long the server asks to be left alone, None if it does not."""
+    return parse_retry_after(headers.get("Retry-After"), time.time()) if _is_transient(status) else None
+
+
+def _is_transient(status: int) -> bool:
+    return status in (408, 425, 429) or status >= 500
 
 
 def parse_retry_after(value: str | None, now_seconds: float) -> float | None:

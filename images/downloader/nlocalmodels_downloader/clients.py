@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Protocol
@@ -27,6 +27,9 @@ class Client(Protocol):
 
     def probe(self, url: str) -> RemoteFile:
         """Learns what there is, without its bytes."""
+
+    def wait_until_welcome(self, remote: RemoteFile, is_over: Callable[[], bool]) -> None:
+        """Returns when the source may be asked again, after it asked anybody to wait, or soon after `is_over` says True."""
 
     def refresh(self, remote: RemoteFile) -> RemoteFile:
         """Resolves the origin again, for an address that has expired."""

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import http.client
-import io
 import re
-import ssl
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -15,10 +13,20 @@ from dataclasses import replace
 import requests
 import urllib3
 
-from nlocalmodels_downloader.answers import content_length, content_range, failure, refuse_encoding, strong_etag
+from nlocalmodels_downloader import retry
+from nlocalmodels_downloader.answers import (
+    content_length,
+    content_range,
+    failure,
+    refuse_encoding,
+    retry_after_seconds,
+    strong_etag,
+)
 from nlocalmodels_downloader.bandwidth import Throttle
+from nlocalmodels_downloader.bodies import read_body
 from nlocalmodels_downloader.clients import RemoteFile
 from nlocalmodels_downloader.errors import ExpiredError, RangeError, RefusedError, TransientError
+from nlocalmodels_downloader.pauses import Pauses
 from nlocalmodels_downloader.redirects import redirect_target
 from nlocalmodels_downloader.sources import origin, redact
 
@@ -56,6 +64,11 @@ class HttpClient:
         self._piece_bytes = min(CHUNK_BYTES, throttle.piece_bytes) if throttle else CHUNK_BYTES
         self._local = threading.local()
         self._active: set[requests.Response] = set()
+        self._pauses = Pauses(lambda: retry.MAX_RETRY_AFTER_SECONDS)
+
+    def wait_until_welcome(self, remote: RemoteFile, is_over: Callable[[], bool]) -> None:
+        """Returns when the file's host may be asked again, after it asked anybody to wait."""
+        self._pauses.wait(origin(remote.url), is_over)
 
     def probe(self, url: str) -> RemoteFile:
         """Asks for the first byte: learns size, validator and whether ranges work.
@@ -72,7 +85,7 @@ class HttpClient:
             return self._probe(url, {})
 
     def _probe(self, url: str, headers: dict[str, str]) -> RemoteFile:
-        with self._get(url, headers) as (response, final_url, origin_headers):
+        with self._get(url, headers, waits=True) as (response, final_url, origin_headers):
             if response.status_code == 206 and headers:
                 total, ranges = content_range(response.headers, url, 0)[1], True
             elif response.status_code == 200:
@@ -146,8 +159,10 @@ class HttpClient:
         problem: str | None = None
         while remaining and problem is None:
             until = min(yielded + MAX_HOLD_SECONDS, window_start + self._stall_seconds)
-            length, problem = _read(body, buffer[filled : min(CHUNK_BYTES, remaining, filled + self._piece_bytes)], until)
-            if length == 0 and problem is None:
+            length, error = read_body(body, buffer[filled : min(CHUNK_BYTES, remaining, filled + self._piece_bytes)], until)
+            if error is not None:
+                problem = f"the connection broke: {_reason(error)}."
+            elif length == 0:
                 problem = f"the connection closed {remaining - filled} bytes early."
             filled += length
             window_bytes += length
@@ -179,9 +194,13 @@ class HttpClient:
 
     @contextmanager
     def _get(
-        self, url: str, headers: dict[str, str]
+        self, url: str, headers: dict[str, str], waits: bool = False
     ) -> Iterator[tuple[requests.Response, str, requests.structures.CaseInsensitiveDict[str]]]:
-        """Follows redirects by hand and yields the answer, its address and the headers of the last hop on `url`'s origin."""
+        """Follows redirects by hand and yields the answer, its address and the headers of the last hop on `url`'s origin.
+
+        Args:
+            waits: asks no host that wants to be left alone for a while.
+        """
         session = self._session()
         origin_headers = requests.structures.CaseInsensitiveDict[str]()
         start_url = url
@@ -190,6 +209,8 @@ class HttpClient:
             sent = {**headers, "Accept-Encoding": "identity", "User-Agent": "nlocalmodels-downloader"}
             if self._token and origin(url) == self._token_origin:
                 sent["Authorization"] = f"Bearer {self._token}"
+            if waits:
+                self._pauses.wait(origin(url), lambda: False)
             try:
                 response = session.get(
                     url, headers=sent, stream=True, allow_redirects=False, timeout=self._timeout, auth=_keep_netrc_out
@@ -208,6 +229,8 @@ class HttpClient:
                 raise RefusedError(
                     f"{redact(url)}: the CA bundle that REQUESTS_CA_BUNDLE names cannot be read; correct its path."
                 ) from None
+            if (pause_seconds := retry_after_seconds(response.status_code, response.headers)) is not None:
+                self._pauses.asked_for(origin(url), pause_seconds)
             if origin(url) == origin(start_url):
                 origin_headers = response.headers
             if not response.is_redirect:
@@ -237,40 +260,6 @@ class _Session(requests.Session):
 def _keep_netrc_out(request: requests.PreparedRequest) -> requests.PreparedRequest:
     """An auth callable of our own keeps requests from replacing the Authorization header with one from ~/.netrc."""
     return request
-
-
-def _read(body: http.client.HTTPResponse, buffer: memoryview, until_seconds: float) -> tuple[int, str | None]:
-    """Reads until the buffer is full, a moment is over or the body ends; returns how much came and what went wrong."""
-    length = 0
-    try:
-        if body.chunked or body.length is None:
-            piece = body.read1(len(buffer))
-            buffer[: len(piece)] = piece
-            return len(piece), None
-        if body.isclosed():
-            return 0, None
-        wanted = min(len(buffer), body.length)
-        num_bytes = length = body.fp.readinto1(buffer[:wanted])
-        # That took along what was read with the headers. Going on below, without the layers between, costs half as much.
-        read = _tls_read(body) if wanted > io.DEFAULT_BUFFER_SIZE else body.fp.readinto1
-        while num_bytes and length < wanted and time.monotonic() < until_seconds:
-            num_bytes = read(buffer[length:wanted])
-            length += num_bytes
-        # What http.client does in its own read methods: the connection can be used again when the body is over.
-        body.length -= length
-        if body.length == 0 or num_bytes == 0:
-            body._close_conn()  # type: ignore[attr-defined]
-    except (http.client.HTTPException, OSError, ValueError) as error:
-        return length, f"the connection broke: {_reason(error)}."
-    return length, None
-
-
-def _tls_read(body: http.client.HTTPResponse) -> Callable[[memoryview], int]:
-    connection = getattr(getattr(body.fp, "raw", None), "_sock", None)
-    if isinstance(connection, ssl.SSLSocket):
-        tls_read = connection.read
-        return lambda buffer: tls_read(len(buffer), buffer)  # type: ignore[return-value]
-    return body.fp.readinto1
 
 
 def _shut_down(response: requests.Response) -> None:

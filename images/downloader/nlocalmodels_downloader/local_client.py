@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import unquote
@@ -38,6 +38,9 @@ class LocalClient:
             raise RefusedError(f"{url} is empty; check the bundle.")
         etag = f'"{status.st_ino}-{status.st_mtime_ns}-{status.st_size}"'
         return RemoteFile(url, url, status.st_size, etag, ranges=True)
+
+    def wait_until_welcome(self, remote: RemoteFile, is_over: Callable[[], bool]) -> None:
+        """A disk asks nobody to wait."""
 
     def refresh(self, remote: RemoteFile) -> RemoteFile:
         return remote

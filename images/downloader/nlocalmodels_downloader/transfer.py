@@ -158,6 +158,7 @@ class Transfer:
         return True
 
     def _stream_into(self, cursor: _Cursor) -> None:
+        self._client.wait_until_welcome(self._remote, self._abort.is_set)
         remote = self._remote
         if self._abort.is_set():
             raise StoppedError("stopped; the next run goes on from here.")
