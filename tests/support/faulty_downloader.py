@@ -163,9 +163,10 @@ def _no_link(source: Any, target: Any, **_: Any) -> None:
 
 def _look_often(poll_seconds: float) -> None:
     """Shortens waits that bring nothing, since they would come hundreds of times."""
-    from nlocalmodels_downloader import fetch, lease, transfer  # noqa: PLC0415
+    from nlocalmodels_downloader import fetch, lease, retry, transfer  # noqa: PLC0415
 
     transfer._TICK_SECONDS = 0.005
+    retry.MAX_WAIT_SECONDS = 0.02
     vars(fetch)["wait_for_turn"] = functools.partial(lease.wait_for_turn, poll_seconds=poll_seconds)
 
 

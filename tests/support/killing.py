@@ -18,7 +18,13 @@ from support.model_source import Request
 
 KILLED = -9
 _SCRIPT = Path(__file__).with_name("faulty_downloader.py")
-_ENVIRON = {"POD_UID": "pod", "TERMINATION_MESSAGE_PATH": "/dev/null", "DOWNLOAD_LEASE_SECONDS": "0.5"}
+_ENVIRON = {
+    "POD_UID": "pod",
+    "TERMINATION_MESSAGE_PATH": "/dev/null",
+    "DOWNLOAD_LEASE_SECONDS": "0.5",
+    "NO_PROXY": "*",
+    "no_proxy": "*",
+}
 _CLAIM = re.compile(rb"(\d+) [0-9a-f]{8}\n")
 
 
