@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help setup run test e2e check format lock clean bench-download docs chart-lint images bake cluster cluster-down
+.PHONY: help setup run test e2e check format lock clean bench-download soak-download docs chart-lint images bake cluster cluster-down
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -63,6 +63,9 @@ check: setup ## Lint and types; edits nothing
 
 bench-download: setup ## Measure the downloader against curl, aria2c and huggingface_hub; writes benchmarks/download/RESULTS.md
 	@exec $(BIN)/python benchmarks/download/bench.py $(ARGS)
+
+soak-download: setup ## Kill downloads at random, again and again: ARGS="--schedules 200 --minutes 20 --folder /dev/shm"
+	@PYTHONPATH=tests exec $(BIN)/python -m support.kill_schedules $(ARGS)
 
 format: setup ## Format and fix what can be fixed
 	$(BIN)/ruff check --fix $(CODE)
