@@ -65,6 +65,7 @@ bench-download: setup ## Measure the downloader against curl, aria2c and hugging
 	@exec $(BIN)/python benchmarks/download/bench.py $(ARGS)
 
 soak-download: setup ## Kill downloads at random, again and again: ARGS="--schedules 200 --minutes 20 --folder /dev/shm"
+	SOAK=1 $(BIN)/pytest tests/downloader/test_kill_steps.py tests/downloader/test_shared_volume.py
 	@PYTHONPATH=tests exec $(BIN)/python -m support.kill_schedules $(ARGS)
 
 format: setup ## Format and fix what can be fixed

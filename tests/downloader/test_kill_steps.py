@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import zlib
 from collections.abc import Iterator, Mapping
@@ -120,7 +121,9 @@ def _fresh(scene: Scene, number: int, moment: str) -> Scene:
     return fresh
 
 
-def _sweep(scene: Scene, step: str, moment: str, next_environ: Mapping[str, str]) -> int:
+def _sweep(
+    scene: Scene, step: str, moment: str, next_environ: Mapping[str, str], environ: Mapping[str, str] | None = None
+) -> int:
     """Kills at each of the steps that match in turn. Returns how many there were."""
     problems: list[str] = []
     number = 0
@@ -130,7 +133,7 @@ def _sweep(scene: Scene, step: str, moment: str, next_environ: Mapping[str, str]
         fresh = _fresh(scene, number, moment)
         faults = Faults(str(fresh.root), step=step, kill_at=number, moment=moment)
         try:
-            is_over = not fresh.kill_and_go_on(faults, {}, next_environ)
+            is_over = not fresh.kill_and_go_on(faults, environ or {}, next_environ)
         except AssertionError as error:
             problems.append(str(error))
         shutil.rmtree(fresh.root)
@@ -145,6 +148,13 @@ def _sweep(scene: Scene, step: str, moment: str, next_environ: Mapping[str, str]
 )
 def test_kill_at_every_step(scene: Scene, step: str, moment: str, at_least: int) -> None:
     assert _sweep(scene, step, moment, {}) >= at_least
+
+
+@pytest.mark.skipif("SOAK" not in os.environ, reason="takes long; a part of `make soak-download`")
+@pytest.mark.parametrize("environ", [{}, {"DOWNLOAD_DURABLE": "true"}], ids=["", "durable"])
+@pytest.mark.parametrize("moment", ["before", "half"])
+def test_kill_at_every_step_of_a_pod_that_never_returns(scene: Scene, moment: str, environ: dict[str, str]) -> None:
+    assert _sweep(scene, "", moment, {"POD_UID": "another"}, environ) >= 80
 
 
 # Each step by its name: how it looks below MODEL_PATH, which of those it is, and the moment.

@@ -84,8 +84,10 @@ class _Steps:
                 _die()
             if is_it:
                 # Nobody else takes a step meanwhile.
-                call()
-                _die()
+                try:
+                    call()
+                finally:
+                    _die()
         return call()
 
 
