@@ -93,13 +93,15 @@ def test_what_a_host_tells_one_connection_holds_for_those_of_other_models(
 ) -> None:
     downloads.settings = replace(downloads.settings, num_connections=1)
     data = {name: downloads.serve(name, 9 * MIB, seed) for seed, name in enumerate("ab")}
-    told = threading.Event()
+    under_way, told = threading.Event(), threading.Event()
 
     def behave(request: Request) -> Behaviour:
         if request.range == (0, 1):
             return Behaviour()
         if request.path == "/a.gguf":
+            under_way.wait(20)
             return Behaviour(status=status, headers={"Retry-After": "3000"})
+        under_way.set()
         told.wait(20)
         return Behaviour()
 
