@@ -26,7 +26,7 @@ NUM_PODS = 8
 
 @pytest.fixture
 def shared(downloads: Downloads, memory_folder: Path) -> Downloads:
-    downloads.source.behave = lambda _: Behaviour(bytes_per_second=2e6)
+    downloads.source.behave = lambda _: Behaviour(bytes_per_second=4e6)
     return replace(downloads, root=memory_folder / "models")
 
 
