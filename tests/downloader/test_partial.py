@@ -54,6 +54,29 @@ def test_partial_takes_up_what_an_earlier_run_completed(tmp_path: Path) -> None:
     assert partial.data_path.read_bytes() == DATA
 
 
+def test_partial_truncates_no_empty_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """ext4 takes that as a sign of a file that is replaced, and writes all of it to the disk when it is closed."""
+    sizes: list[int] = []
+    truncate = os.ftruncate
+
+    def recorded(descriptor: int, size: int) -> None:
+        sizes.append(size)
+        truncate(descriptor, size)
+
+    monkeypatch.setattr(os, "ftruncate", recorded)
+    partial = _open(tmp_path)
+    partial.reset()
+    assert sizes == []
+    _put(partial, 0)
+    partial.reset()
+    assert sizes == [0]
+    for block in range(3):
+        _put(partial, block)
+    partial.finish(is_durable=False)
+    partial.close()
+    assert sizes == [0, SIZE]
+
+
 @pytest.mark.parametrize("is_durable", [True, False])
 def test_partial_waits_for_the_disk_only_when_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_durable: bool) -> None:
     synced: list[str] = []
