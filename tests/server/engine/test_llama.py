@@ -1,14 +1,17 @@
 from __future__ import annotations
 
+import random
 from pathlib import Path
 
 import pytest
 
-from nlocalmodels_server.engine import llama
+from nlocalmodels_server.engine import llama, prompt_lookup
 from nlocalmodels_server.engine.loop import Engine, Event
+from nlocalmodels_server.engine.pacing import StepCosts
 from nlocalmodels_server.engine.sampling import SamplingParams
-from nlocalmodels_server.engine.scheduler import Limits, Scheduler, Work
+from nlocalmodels_server.engine.scheduler import Scheduler
 from nlocalmodels_server.engine.sequence import Sequence
+from nlocalmodels_server.engine.step import Limits, Work
 from nlocalmodels_server.engine.text import TextStream
 from support.gguf_files import write_llama
 
@@ -44,35 +47,107 @@ def greedy_alone(model: llama.Model, capture: llama.LogCapture, prompt: str, num
     return sequence.tokens[sequence.num_prompt_tokens :]
 
 
-def run_engine(
-    model: llama.Model, capture: llama.LogCapture, prompts: list[str], num_tokens: int, limits: Limits
-) -> dict[int, str]:
-    """Runs all prompts together and returns their texts."""
-    context = new_context(model, capture, limits.num_cells, limits.num_slots)
-    engine = Engine(model, context, Scheduler(limits), lambda _: None)
-    texts = dict.fromkeys(range(len(prompts)), "")
-    for number, prompt in enumerate(prompts):
-        tokens = model.tokenize(prompt, add_special=True)
-        engine.submit(Sequence(number, tokens, num_tokens, GREEDY, TextStream([])))
-    engine._take_in(wait=True)
-    finished = 0
-    while finished < len(prompts):
-        for event in engine.step():
+class Run:
+    """An engine and what came of its sequences. `greedy` sends a prompt, `finish` computes until all are done."""
+
+    def __init__(self, model: llama.Model, capture: llama.LogCapture, limits: Limits) -> None:
+        context = new_context(model, capture, limits.num_cells, limits.num_slots + limits.num_kept)
+        costs = StepCosts()
+        self._model = model
+        self.engine = Engine(model, context, Scheduler(limits, costs, context.can_share), costs, self._take)
+        self.texts: dict[int, str] = {}
+        self.ends: dict[int, Event] = {}
+
+    def send(self, prompt: str, num_tokens: int, sampling: SamplingParams = GREEDY) -> int:
+        number = len(self.texts)
+        self.texts[number] = ""
+        self.engine.submit(
+            Sequence(number, self._model.tokenize(prompt, add_special=True), num_tokens, sampling, TextStream([]))
+        )
+        return number
+
+    def step(self) -> None:
+        self.engine._take_in(wait=False)
+        self._take(self.engine.step())
+
+    def finish(self) -> None:
+        while len(self.ends) < len(self.texts):
+            self.step()
+
+    def _take(self, events: list[Event]) -> None:
+        for event in events:
             assert event.error is None
-            texts[event.request_id] += event.text
-            finished += event.finish_reason is not None
-    return texts
+            self.texts[event.request_id] += event.text
+            if event.finish_reason is not None:
+                self.ends[event.request_id] = event
+
+
+def limits_of(num_cells: int = 4096, num_kept: int = 16) -> Limits:
+    return Limits(num_slots=16, num_cells=num_cells, num_batch_tokens=128, num_output_rows=16 + num_kept, num_kept=num_kept)
+
+
+def text_alone(model: llama.Model, capture: llama.LogCapture, prompt: str, num_tokens: int) -> str:
+    return b"".join(model.piece(token) for token in greedy_alone(model, capture, prompt, num_tokens)).decode()
 
 
 @pytest.mark.parametrize("num_cells", [4096, 512], ids=["roomy", "with-preemption"])
 def test_engine_gives_each_sequence_what_it_gets_alone(model: llama.Model, capture: llama.LogCapture, num_cells: int) -> None:
     prompts = [f"{number} " + "once upon a time " * (number % 7) for number in range(16)]
-    limits = Limits(num_slots=16, num_cells=num_cells, num_batch_tokens=128, num_prefill_tokens=32)
-    texts = run_engine(model, capture, prompts, 48, limits)
+    run = Run(model, capture, limits_of(num_cells))
+    for prompt in prompts:
+        run.send(prompt, 48)
+    run.finish()
+    assert list(run.texts.values()) == [text_alone(model, capture, prompt, 48) for prompt in prompts]
+    assert len(set(run.texts.values())) == len(prompts)
+
+
+def test_engine_gives_the_same_after_reuse_of_prefixes(model: llama.Model, capture: llama.LogCapture) -> None:
+    """Fifty prompts of all lengths that share beginnings with ones that run and ones that have ended."""
+    rng = random.Random(3)
+    stories = ["".join(rng.choice("abcdefgh ") for _ in range(300)) for _ in range(3)]
+    prompts = [rng.choice(stories)[: rng.randint(10, 300)] + f"{number}" * rng.randint(0, 3) for number in range(50)]
+    run = Run(model, capture, limits_of(2048))
+    for prompt in prompts:
+        run.send(prompt, rng.randint(1, 40))
+        for _ in range(rng.randint(0, 6)):
+            run.step()
+    run.finish()
     for number, prompt in enumerate(prompts):
-        alone = b"".join(model.piece(token) for token in greedy_alone(model, capture, prompt, 48))
-        assert texts[number] == alone.decode()
-    assert len(set(texts.values())) == len(prompts)
+        assert run.texts[number] == text_alone(model, capture, prompt, run.ends[number].num_new_tokens), prompt
+    assert sum(end.num_reused_tokens for end in run.ends.values()) > 2000
+
+
+def test_engine_gives_the_same_with_guesses(
+    model: llama.Model, capture: llama.LogCapture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Guesses that pay always, so that right and wrong ones are tried all the time, alone and in a crowd."""
+    monkeypatch.setattr(StepCosts, "seconds", lambda *_: 1.0)
+    monkeypatch.setattr(prompt_lookup, "_MIN_RATE", 0.0)
+    prompts = [f"{number} " + "to be or not to be " * 8 for number in range(8)]
+    for crowd in ([0], range(8)):
+        run = Run(model, capture, limits_of())
+        for number in crowd:
+            run.send(prompts[number], 200)
+        run.finish()
+        for place, number in enumerate(crowd):
+            assert run.texts[place] == text_alone(model, capture, prompts[number], 200)
+
+
+def test_engine_draws_the_same_with_guesses(
+    model: llama.Model, capture: llama.LogCapture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a seed, a text is a function of the prompt, also where tokens are drawn and penalties count what was said."""
+    params = SamplingParams(temperature=0.7, repeat_penalty=1.1, seed=11)
+
+    def draw(min_rate: float) -> str:
+        monkeypatch.setattr(prompt_lookup, "_MIN_RATE", min_rate)
+        run = Run(model, capture, limits_of())
+        run.send("row row row your boat " * 6, 150, params)
+        run.finish()
+        return run.texts[0]
+
+    monkeypatch.setattr(StepCosts, "seconds", lambda *_: 1.0)
+    assert draw(0.0) == draw(2.0)
 
 
 def test_tokenize_and_piece_round_trip(model: llama.Model) -> None:
@@ -131,9 +206,10 @@ def test_sampler_obeys_logit_bias(model: llama.Model, capture: llama.LogCapture)
 
 
 def test_engine_cancels_and_frees_the_slot(model: llama.Model, capture: llama.LogCapture) -> None:
-    limits = Limits(num_slots=1, num_cells=512, num_batch_tokens=128, num_prefill_tokens=32)
+    limits = Limits(num_slots=1, num_cells=512, num_batch_tokens=128, num_output_rows=1)
     events: list[Event] = []
-    engine = Engine(model, new_context(model, capture, 512, 1), Scheduler(limits), events.extend)
+    costs = StepCosts()
+    engine = Engine(model, new_context(model, capture, 512, 1), Scheduler(limits, costs), costs, events.extend)
     for number in (1, 2):
         engine.submit(Sequence(number, model.tokenize("go on", add_special=True), 5, GREEDY, TextStream([])))
     engine.cancel(1)

@@ -12,7 +12,7 @@ import llama_cpp
 import llama_cpp.llama_cpp as lib
 
 from nlocalmodels_server.engine.sampling import SamplingParams
-from nlocalmodels_server.engine.scheduler import Work
+from nlocalmodels_server.engine.step import Copy, Cut, Work
 
 _PENALTY_WINDOW_TOKENS = 64
 _ERROR_LEVEL = 4
@@ -110,6 +110,10 @@ class Model:
         value_bytes = 4 if self.is_full_precision() else 2
         return int(2 * layers * lib.llama_model_n_head_kv(self._handle) * head_dim * value_bytes)
 
+    def shares_partially(self) -> bool:
+        """Whether a sequence's state can be cut. In recurrent models it is a sum over all its tokens."""
+        return not lib.llama_model_is_recurrent(self._handle) and not lib.llama_model_is_hybrid(self._handle)
+
     def is_full_precision(self) -> bool:
         """Whether all weights are F32, which is asked for to get exact results rather than fast ones."""
         return bool(lib.llama_model_ftype(self._handle) == lib.LLAMA_FTYPE_ALL_F32)
@@ -169,6 +173,8 @@ class Model:
 
 @dataclass(frozen=True, slots=True)
 class ContextParams:
+    """`num_slots` are those of running and of kept sequences, and the most rows of a step that may yield a token."""
+
     num_cells: int
     num_slots: int
     num_batch_tokens: int
@@ -183,12 +189,14 @@ class Context:
         native.n_ctx = params.num_cells
         native.n_batch = native.n_ubatch = params.num_batch_tokens
         native.n_seq_max = params.num_slots
-        # One row of logits per sequence; the default would keep num_batch_tokens rows of the whole vocabulary.
+        # Rows of logits of the whole vocabulary. The default is num_batch_tokens; fewer than sequences, and llama.cpp aborts.
         native.n_outputs_max = params.num_slots
         # More than one token in a step counts as a batch, so both figures matter to decoding.
         native.n_threads = native.n_threads_batch = params.num_threads
         # One pool of cells for all: sequences of any length share it, and copying a prefix only edits metadata.
         native.kv_unified = True
+        # Layers with a sliding window keep all cells too, or what has left the window of one could be given to no other.
+        native.swa_full = True
         native.no_perf = True
         if is_full_precision:
             # With these, what a request gets does not depend on what runs beside it (docs/decisions/0004-exact-f32.md).
@@ -198,6 +206,8 @@ class Context:
         if not self._handle:
             raise LoadError(capture.reason("no context could be made; give the pod more memory or set CONTEXT_TOKENS lower"))
         self._memory = lib.llama_get_memory(self._handle)
+        # 0 without a sliding window.
+        self._num_window_tokens = lib.llama_model_n_swa(model)
         self.num_cells = lib.llama_n_ctx(self._handle)
         self._capacity = params.num_batch_tokens
         self._batch = lib.llama_batch_init(params.num_batch_tokens, 0, 1)
@@ -215,31 +225,35 @@ class Context:
         batch.seq_id[0][0] = 0
         if lib.llama_decode(self._handle, batch) != 0:
             raise LoadError("a first decode fails")
-        self.free(0)
+        self.cut(0, 0)
 
     def decode(self, works: Tokens[Work]) -> list[int] | None:
         """Computes one step.
 
         Returns:
-            For each work that yields a token, in order, the batch row that holds its logits; None when the cache is full, with
-            nothing computed.
+            For each work that yields a token, in order, the batch row that holds its logits; those of its draft follow it. None
+            when the cache is full, with nothing computed.
 
         Raises:
             DecodeError: the step failed; the sequences in it are lost.
         """
         batch, row, rows = self._batch, 0, []
+        tokens, positions, slots, outputs = batch.token, batch.pos, batch.seq_id, batch.logits
         for work in works:
             sequence = work.sequence
             first = sequence.num_computed
-            for position in range(first, first + work.num_tokens):
-                batch.token[row] = sequence.tokens[position]
-                batch.pos[row] = position
-                batch.seq_id[row][0] = sequence.slot
-                batch.logits[row] = 0
+            new = (*sequence.tokens[first : first + work.num_tokens], *work.draft)
+            for position, token in enumerate(new, first):
+                tokens[row] = token
+                positions[row] = position
+                slots[row][0] = sequence.slot
+                outputs[row] = 0
                 row += 1
             if work.yields_token:
-                batch.logits[row - 1] = 1
-                rows.append(row - 1)
+                first_output = row - 1 - len(work.draft)
+                for output in range(first_output, row):
+                    outputs[output] = 1
+                rows.append(first_output)
         batch.n_tokens = row
         code = lib.llama_decode(self._handle, batch)
         if code == 1:
@@ -252,9 +266,30 @@ class Context:
         """Chooses the next token from a row of the last step."""
         return int(lib.llama_sampler_sample(sampler.handle, self._handle, row))
 
-    def free(self, slot: int) -> None:
-        """Frees the cells of a slot. Removing a whole sequence never fails (llama.h)."""
-        lib.llama_memory_seq_rm(self._memory, slot, -1, -1)
+    def move(self, moves: Tokens[Copy | Cut]) -> None:
+        """Shares and frees cells, in the order given.
+
+        Raises:
+            DecodeError: a state that cannot be cut, which the scheduler must not ask for.
+        """
+        for move in moves:
+            if isinstance(move, Copy):
+                lib.llama_memory_seq_cp(self._memory, move.source, move.slot, 0, move.num_tokens)
+            else:
+                self.cut(move.slot, move.num_tokens)
+
+    def cut(self, slot: int, num_tokens: int) -> None:
+        """Frees a slot's cells after the first `num_tokens`. Removing all never fails (llama.h).
+
+        Raises:
+            DecodeError: the model is one whose state cannot be cut.
+        """
+        if not lib.llama_memory_seq_rm(self._memory, slot, num_tokens or -1, -1):
+            raise DecodeError(f"slot {slot} cannot be cut to {num_tokens} tokens")
+
+    def can_share(self, slot: int, num_tokens: int) -> bool:
+        """Whether a slot still has all cells of its first `num_tokens` that a continuation looks at."""
+        return bool(lib.llama_memory_seq_pos_min(self._memory, slot) <= max(0, num_tokens - self._num_window_tokens))
 
 
 class Sampler:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import logging
 import queue
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from nlocalmodels_server.engine.llama import Context, DecodeError, Model, Sampler
-from nlocalmodels_server.engine.scheduler import Scheduler, Work
+from nlocalmodels_server.engine.pacing import StepCosts
+from nlocalmodels_server.engine.scheduler import Scheduler
 from nlocalmodels_server.engine.sequence import Sequence
+from nlocalmodels_server.engine.step import Work
 
 log = logging.getLogger(__name__)
 
@@ -23,16 +26,20 @@ class Event:
     finish_reason: str | None = None
     num_prompt_tokens: int = 0
     num_new_tokens: int = 0
+    num_reused_tokens: int = 0
     error: str | None = None
 
 
 class Engine:
     """Owns all llama.cpp state of a model. Only its thread touches it; others call `submit`, `cancel` and `stop`."""
 
-    def __init__(self, model: Model, context: Context, scheduler: Scheduler, emit: Callable[[list[Event]], None]) -> None:
+    def __init__(
+        self, model: Model, context: Context, scheduler: Scheduler, costs: StepCosts, emit: Callable[[list[Event]], None]
+    ) -> None:
         self._model = model
         self._context = context
         self._scheduler = scheduler
+        self._costs = costs
         self._emit = emit
         self._inbox: queue.SimpleQueue[Sequence | int | None] = queue.SimpleQueue()
         self._sequences: dict[int, Sequence] = {}
@@ -60,19 +67,23 @@ class Engine:
 
     def step(self) -> list[Event]:
         """Computes one batch and returns what came of it."""
-        works, preempted = self._scheduler.schedule()
-        for sequence in preempted:
-            self._evict(sequence)
-        if not works:
+        step = self._scheduler.schedule()
+        for sequence in step.preempted:
+            log.info("request %d gives up its cells and is computed again later", sequence.request_id)
+        self._context.move(step.moves)
+        if not step.works:
             return []
+        started = time.perf_counter()
         try:
-            rows = self._context.decode(works)
+            rows = self._context.decode(step.works)
         except DecodeError as error:
-            log.error("step of %d sequences failed: %s", len(works), error)
-            return [self._fail(work.sequence, f"the model failed on this request: {error}") for work in works]
+            log.error("step of %d sequences failed: %s", len(step.works), error)
+            return [self._fail(work.sequence, f"the model failed on this request: {error}") for work in step.works]
         if rows is None:
             return self._make_room()
-        return self._postprocess(works, rows)
+        events = self._take_out(step.works, rows)
+        self._costs.record(sum(work.num_rows for work in step.works), time.perf_counter() - started)
+        return events
 
     def _take_in(self, wait: bool) -> None:
         while True:
@@ -90,29 +101,40 @@ class Engine:
             elif (sequence := self._sequences.get(command)) is not None:
                 self._end(sequence)
 
-    def _postprocess(self, works: list[Work], rows: list[int]) -> list[Event]:
+    def _take_out(self, works: list[Work], rows: list[int]) -> list[Event]:
         events = []
-        yielding = [work.sequence for work in works if work.yields_token]
+        yielding = iter(rows)
         for work in works:
-            work.sequence.num_computed += work.num_tokens
-        for sequence, row in zip(yielding, rows, strict=True):
-            token = self._context.sample(self._samplers[sequence.request_id], row)
-            sequence.tokens.append(token)
-            event = self._judge(sequence, token)
+            if not work.yields_token:
+                self._scheduler.advance(work.sequence, work.num_tokens)
+                continue
+            event = self._continue(work, next(yielding))
             if event.text or event.finish_reason:
                 events.append(event)
         return events
 
-    def _judge(self, sequence: Sequence, token: int) -> Event:
-        """Returns the text that a new token brings, and whether the sequence ends with it."""
-        if self._model.is_end(token):
-            text, reason = sequence.text.finish(), "stop"
-        else:
-            text, reason = sequence.text.push(self._model.piece(token)), None
-            if not sequence.text.is_stopped and sequence.num_new_tokens >= sequence.max_new_tokens:
-                text, reason = text + sequence.text.finish(), "length"
-            if sequence.text.is_stopped:
-                reason = "stop"
+    def _continue(self, work: Work, row: int) -> Event:
+        """Chooses a sequence's next tokens: one, and one more for each guess that was the token chosen before it.
+
+        What is chosen is what would be chosen without guesses: each row has the logits after tokens that were chosen
+        themselves, and the sampler sees the same rows in the same order.
+        """
+        sequence = work.sequence
+        sampler = self._samplers[sequence.request_id]
+        text, reason, num_right = "", None, 0
+        while reason is None:
+            token = self._context.sample(sampler, row + num_right)
+            sequence.tokens.append(token)
+            piece, reason = self._judge(sequence, token)
+            text += piece
+            if num_right == len(work.draft) or work.draft[num_right] != token or reason is not None:
+                break
+            num_right += 1
+        self._scheduler.advance(sequence, work.num_tokens + num_right)
+        if num_right < len(work.draft):
+            assert sequence.slot is not None
+            self._context.cut(sequence.slot, sequence.num_computed)
+        sequence.lookup.compare(sequence.tokens[-num_right - 1 :])
         if reason is None:
             return Event(sequence.request_id, text)
         self._end(sequence)
@@ -122,30 +144,41 @@ class Engine:
             reason,
             num_prompt_tokens=sequence.num_prompt_tokens,
             num_new_tokens=sequence.num_new_tokens,
+            num_reused_tokens=sequence.num_reused or 0,
         )
 
+    def _judge(self, sequence: Sequence, token: int) -> tuple[str, str | None]:
+        """Returns the text that a new token brings, and why the sequence ends with it, if it does."""
+        if self._model.is_end(token):
+            return sequence.text.finish(), "stop"
+        text = sequence.text.push(self._model.piece(token))
+        if sequence.text.is_stopped:
+            return text, "stop"
+        if sequence.num_new_tokens < sequence.max_new_tokens:
+            return text, None
+        text += sequence.text.finish()
+        return text, "stop" if sequence.text.is_stopped else "length"
+
     def _make_room(self) -> list[Event]:
-        """Answers a full cache: pushes the youngest sequence out, or gives up the only one."""
+        """Answers a cache that is full against expectation. Only a sequence that is alone with it is given up."""
+        if self._scheduler.has_kept:
+            self._scheduler.drop_kept()
+            return []
         sequence = self._scheduler.preempt_youngest()
         if sequence is not None:
-            self._evict(sequence)
+            log.info("request %d gives up its cells and is computed again later", sequence.request_id)
             return []
-        alone = self._scheduler.running[0]
-        return [self._fail(alone, "the context has no room for this request")]
-
-    def _evict(self, sequence: Sequence) -> None:
-        assert sequence.slot is not None
-        log.info("request %d gives up its %d cells and is computed again later", sequence.request_id, sequence.num_computed)
-        self._context.free(sequence.slot)
-        self._scheduler.forget_slot(sequence)
+        return [self._fail(self._scheduler.running[0], "the context has no room for this request")]
 
     def _fail(self, sequence: Sequence, message: str) -> Event:
-        self._end(sequence)
+        self._scheduler.discard(sequence)
+        self._forget(sequence)
         return Event(sequence.request_id, error=message)
 
     def _end(self, sequence: Sequence) -> None:
-        if sequence.slot is not None:
-            self._context.free(sequence.slot)
         self._scheduler.remove(sequence)
+        self._forget(sequence)
+
+    def _forget(self, sequence: Sequence) -> None:
         self._samplers.pop(sequence.request_id).close()
         del self._sequences[sequence.request_id]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from nlocalmodels_server.engine.prompt_lookup import PromptLookup
 from nlocalmodels_server.engine.sampling import SamplingParams
 from nlocalmodels_server.engine.text import TextStream
 
@@ -13,7 +14,8 @@ class Sequence:
     """The state of one request.
 
     `tokens` are the prompt and what was generated. The first `num_computed` of them have their keys and values in the cache
-    under `slot`; prefill, decode and recomputation after a preemption are all the same: computing the rest.
+    under `slot`; prefill, decode and recomputation after a preemption are all the same: computing the rest. `num_reused` of the
+    prompt's tokens were there already when it was first given a slot, from another sequence.
     """
 
     request_id: int
@@ -23,7 +25,9 @@ class Sequence:
     text: TextStream
     num_prompt_tokens: int = field(init=False)
     num_computed: int = 0
+    num_reused: int | None = None
     slot: int | None = None
+    lookup: PromptLookup = field(default_factory=PromptLookup)
 
     def __post_init__(self) -> None:
         self.num_prompt_tokens = len(self.tokens)

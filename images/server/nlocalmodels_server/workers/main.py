@@ -20,9 +20,11 @@ from typing import NoReturn
 from nlocalmodels_server.engine import llama
 from nlocalmodels_server.engine.chat_template import ChatTemplate, TemplateError
 from nlocalmodels_server.engine.loop import Engine, Event
-from nlocalmodels_server.engine.scheduler import Limits, Scheduler
+from nlocalmodels_server.engine.pacing import StepCosts
+from nlocalmodels_server.engine.scheduler import Scheduler
 from nlocalmodels_server.engine.sequence import Sequence as EngineSequence
 from nlocalmodels_server.engine.sizing import choose_sizes
+from nlocalmodels_server.engine.step import Limits
 from nlocalmodels_server.engine.text import TextStream
 from nlocalmodels_server.engine.tokenizing import PromptTooLongError, Tokenizing
 from nlocalmodels_server.logs import log_to_stderr
@@ -30,9 +32,12 @@ from nlocalmodels_server.workers.protocol import Frame, GenerationRequest, LoadO
 
 log = logging.getLogger(__name__)
 
-_NUM_BATCH_TOKENS = 512
-# About 0.15 s of prompt on a small CPU, which is what a running stream then waits for its next token.
-_NUM_PREFILL_TOKENS = 64
+# More rows in a step make prompts hardly faster, only the wait longer until the next step.
+_NUM_BATCH_TOKENS = 256
+# Ended sequences whose cells are kept for prompts with the same beginning. llama.cpp has a row of logits over the whole
+# vocabulary for each sequence that it may hold, and so there are as many rows for guesses.
+_NUM_KEPT = 16
+_MAX_SEQUENCES = 256
 
 
 class RefusedRequestError(Exception):
@@ -126,11 +131,23 @@ class Worker:
             sizes = choose_sizes(
                 model.trained_context_tokens, model.kv_bytes_per_token(), options.num_slots, options.context_tokens
             )
+            # Where a state cannot be shared in part, each slot has one of its own, which takes memory.
+            num_kept = min(_NUM_KEPT, _MAX_SEQUENCES - options.num_slots) if model.shares_partially() else 0
+            num_sequences = options.num_slots + num_kept
             context = model.new_context(
-                llama.ContextParams(sizes.num_cells, options.num_slots, _NUM_BATCH_TOKENS, options.num_threads), capture
+                llama.ContextParams(sizes.num_cells, num_sequences, _NUM_BATCH_TOKENS, options.num_threads),
+                capture,
             )
-            limits = Limits(options.num_slots, context.num_cells, _NUM_BATCH_TOKENS, _NUM_PREFILL_TOKENS)
-            engine = Engine(model, context, Scheduler(limits), self._send_events)
+            limits = Limits(
+                num_slots=options.num_slots,
+                num_cells=context.num_cells,
+                num_batch_tokens=_NUM_BATCH_TOKENS,
+                num_output_rows=num_sequences,
+                num_kept=num_kept,
+                shares_partially=model.shares_partially(),
+            )
+            costs = StepCosts()
+            engine = Engine(model, context, Scheduler(limits, costs, context.can_share), costs, self._send_events)
             self._start(engine, context)
         except (llama.LoadError, TemplateError) as error:
             self._send({"op": "failed", "reason": str(error)})
