@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import queue
 import time
@@ -15,6 +16,8 @@ from nlocalmodels_server.engine.sequence import Sequence
 from nlocalmodels_server.engine.step import Work
 
 log = logging.getLogger(__name__)
+
+NO_TURNS: contextlib.AbstractContextManager[object] = contextlib.nullcontext()
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,16 +34,27 @@ class Event:
 
 
 class Engine:
-    """Owns all llama.cpp state of a model. Only its thread touches it; others call `submit`, `cancel` and `stop`."""
+    """Owns all llama.cpp state of a model. Only its thread touches it; others call `submit`, `cancel` and `stop`.
+
+    Args:
+        turn: entered around each step; other models compute while it is not held.
+    """
 
     def __init__(
-        self, model: Model, context: Context, scheduler: Scheduler, costs: StepCosts, emit: Callable[[list[Event]], None]
+        self,
+        model: Model,
+        context: Context,
+        scheduler: Scheduler,
+        costs: StepCosts,
+        emit: Callable[[list[Event]], None],
+        turn: contextlib.AbstractContextManager[object] = NO_TURNS,
     ) -> None:
         self._model = model
         self._context = context
         self._scheduler = scheduler
         self._costs = costs
         self._emit = emit
+        self._turn = turn
         self._inbox: queue.SimpleQueue[Sequence | int | None] = queue.SimpleQueue()
         self._sequences: dict[int, Sequence] = {}
         self._samplers: dict[int, Sampler] = {}
@@ -61,7 +75,8 @@ class Engine:
         while not self._stopping:
             self._take_in(wait=not self._scheduler.has_work)
             if self._scheduler.has_work and not self._stopping:
-                events = self.step()
+                with self._turn:
+                    events = self.step()
                 if events:
                     self._emit(events)
 

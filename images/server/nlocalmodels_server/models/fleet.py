@@ -11,6 +11,7 @@ from typing import Any
 
 from nlocalmodels_server.memory import Memory, read_memory
 from nlocalmodels_server.models.reload import Plan, Target, find_shortage
+from nlocalmodels_server.workers.turns import TurnTable
 from nlocalmodels_server.workers.worker import Worker, WorkerState
 
 log = logging.getLogger(__name__)
@@ -63,16 +64,15 @@ class Fleet:
         self._spare = spare
         self._model_path = model_path
         self._memory = memory
-        self._environ: dict[str, str] = {}
+        self._turn_table = TurnTable()
         self._load_turns = asyncio.Semaphore(_NUM_LOADS_AT_ONCE)
         # One model at a time, since what is free is only known when the one before it has loaded.
         self._reload_turn = asyncio.Lock()
         self._tasks: set[asyncio.Task[None]] = set()
         self._first: list[Worker] = []
 
-    def start(self, targets: Iterable[Target], environ: dict[str, str]) -> None:
-        """Starts the processes that are there from the start, in order; `environ` is for them and all that follow."""
-        self._environ = environ
+    def start(self, targets: Iterable[Target]) -> None:
+        """Starts the processes that are there from the start, in order."""
         for target in targets:
             slot = Slot(target, self._worker(target))
             self.slots[target.id] = slot
@@ -86,6 +86,7 @@ class Fleet:
         workers += [slot.replacement.worker for slot in self.slots.values() if slot.replacement is not None]
         await asyncio.gather(*(worker.stop() for worker in workers))
         await asyncio.gather(*self._tasks, *self.draining.values(), return_exceptions=True)
+        self._turn_table.close()
 
     def loading_first(self) -> list[str]:
         """Returns which models of the server's start have neither loaded nor failed yet; added ones do not count."""
@@ -181,7 +182,7 @@ class Fleet:
 
     def _worker(self, target: Target) -> Worker:
         path = self._model_path / target.file
-        return Worker(target.id, path, target.options, self._load_turns, self._environ)
+        return Worker(target.id, path, target.options, self._load_turns, self._turn_table)
 
     def _retire(self, worker: Worker) -> asyncio.Task[None]:
         """Takes requests from a process at once; it ends when the last one under way has finished, or the grace is over."""

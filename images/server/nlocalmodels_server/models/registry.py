@@ -64,10 +64,8 @@ class Registry:
         self._name()
         self._default_id = self._wanted_default()
         targets = make_targets(self._with_options(), snapshot)
-        # Threads of two models that spin at barriers starve each other; those of one model alone are faster spinning.
-        environ = {"OMP_WAIT_POLICY": "passive"} if len(targets) > 1 or settings.reload == "live" else {}
         self._fleet.grace_seconds = settings.grace_seconds
-        self._fleet.start((targets[model.id] for model in sorted(self.scan.models, key=self._load_order)), environ)
+        self._fleet.start(targets[model.id] for model in sorted(self.scan.models, key=self._load_order))
 
     async def stop(self) -> None:
         self.is_stopping = True

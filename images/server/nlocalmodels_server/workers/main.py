@@ -1,4 +1,4 @@
-"""The process of one model: `python -m nlocalmodels_server.workers.main FD`.
+"""The process of one model: `python -m nlocalmodels_server.workers.main FD TURNS_FD PLACE`.
 
 The main thread takes requests in: it renders and tokenizes, both killable and none of the engine's business. A second
 thread is the engine's. The end of the socket means that the parent is gone, and ends the process whatever it is doing.
@@ -29,6 +29,7 @@ from nlocalmodels_server.engine.text import TextStream
 from nlocalmodels_server.engine.tokenizing import PromptTooLongError, Tokenizing
 from nlocalmodels_server.logs import log_to_stderr
 from nlocalmodels_server.workers.protocol import Frame, GenerationRequest, LoadOptions, encode_frame, receive_frame
+from nlocalmodels_server.workers.turns import Turn
 
 log = logging.getLogger(__name__)
 
@@ -112,8 +113,9 @@ class Intake:
 
 
 class Worker:
-    def __init__(self, connection: socket.socket) -> None:
+    def __init__(self, connection: socket.socket, turn: Turn) -> None:
         self._connection = connection
+        self._turn = turn
         self._send_lock = threading.Lock()
 
     def run(self) -> None:
@@ -147,7 +149,7 @@ class Worker:
                 shares_partially=model.shares_partially(),
             )
             costs = StepCosts()
-            engine = Engine(model, context, Scheduler(limits, costs, context.can_share), costs, self._send_events)
+            engine = Engine(model, context, Scheduler(limits, costs, context.can_share), costs, self._send_events, self._turn)
             self._start(engine, context)
         except (llama.LoadError, TemplateError) as error:
             self._send({"op": "failed", "reason": str(error)})
@@ -234,7 +236,8 @@ def main() -> None:
     # Ctrl-C reaches the whole foreground group; it is for the parent to say when a worker ends.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    Worker(socket.socket(fileno=int(sys.argv[1]))).run()
+    fd, turns_fd, place = (int(argument) for argument in sys.argv[1:])
+    Worker(socket.socket(fileno=fd), Turn(turns_fd, place)).run()
     # Without the engine's thread in the way: nothing here outlives the process.
     sys.stderr.flush()
     os._exit(0)

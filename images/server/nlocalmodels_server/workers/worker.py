@@ -5,9 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import os
-import socket
-import sys
 import time
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -17,7 +14,9 @@ from typing import Any
 
 from nlocalmodels_server.workers.exits import describe_exit
 from nlocalmodels_server.workers.generation import Delta, Generation, GenerationError, Sink
-from nlocalmodels_server.workers.protocol import Frame, GenerationRequest, LoadOptions, encode_frame, read_frame
+from nlocalmodels_server.workers.process import ModelProcess
+from nlocalmodels_server.workers.protocol import Frame, GenerationRequest, LoadOptions
+from nlocalmodels_server.workers.turns import TurnTable
 
 log = logging.getLogger(__name__)
 
@@ -41,11 +40,11 @@ class Worker:
 
     Args:
         load_turns: bounds how many models load at once.
-        environ: what to set in the process's environment.
+        turn_table: by which the models' processes take turns in computing.
     """
 
     def __init__(
-        self, model_id: str, path: Path, options: LoadOptions, load_turns: asyncio.Semaphore, environ: dict[str, str]
+        self, model_id: str, path: Path, options: LoadOptions, load_turns: asyncio.Semaphore, turn_table: TurnTable
     ) -> None:
         self.model_id = model_id
         self.path = path
@@ -53,19 +52,17 @@ class Worker:
         self.reason: str | None = None
         self.info: dict[str, Any] = {}
         self.num_restarts = 0
-        self.pid: int | None = None
         # Set once it has served, failed or been stopped.
         self.settled = asyncio.Event()
         self._num_leases = 0
         self._idle = asyncio.Event()
         self._options = options
         self._load_turns = load_turns
-        self._environ = environ
-        self._writer: asyncio.StreamWriter | None = None
+        self._turn_table = turn_table
+        self._process: ModelProcess | None = None
         self._pending: dict[int, Generation] = {}
         self._next_id = 0
         self._task: asyncio.Task[None] | None = None
-        self._process: asyncio.subprocess.Process | None = None
 
     def start(self) -> None:
         self._task = asyncio.create_task(self._supervise(), name=f"worker {self.model_id}")
@@ -121,7 +118,7 @@ class Worker:
         Raises:
             GenerationError: not ready, queue full, or refused by the model (its context, its template).
         """
-        if self.state not in (WorkerState.READY, WorkerState.DRAINING) or self._writer is None:
+        if self.state not in (WorkerState.READY, WorkerState.DRAINING) or self._process is None:
             raise self._not_ready()
         if len(self._pending) >= MAX_PENDING_REQUESTS:
             raise GenerationError(
@@ -133,7 +130,7 @@ class Worker:
         self._next_id += 1
         generation = Generation(self, self._next_id, sink)
         self._pending[generation.request_id] = generation
-        self._writer.write(encode_frame(request.to_frame(generation.request_id)))
+        self._process.send(request.to_frame(generation.request_id))
         try:
             await generation.accepted
         except asyncio.CancelledError:
@@ -142,9 +139,13 @@ class Worker:
         return generation
 
     def cancel(self, generation: Generation) -> None:
-        if self._pending.pop(generation.request_id, None) is not None and self._writer is not None:
-            self._writer.write(encode_frame({"op": "cancel", "id": generation.request_id}))
+        if self._pending.pop(generation.request_id, None) is not None and self._process is not None:
+            self._process.send({"op": "cancel", "id": generation.request_id})
         self._tell_idle()
+
+    @property
+    def pid(self) -> int | None:
+        return None if self._process is None else self._process.pid
 
     @property
     def num_requests(self) -> int:
@@ -194,11 +195,12 @@ class Worker:
             await turn.enter_async_context(self._load_turns)
             self.state = WorkerState.LOADING
             try:
-                reader = await self._spawn()
+                process = self._process = await ModelProcess.spawn(self._turn_table)
             except OSError as error:
                 self.reason = f"could not be started ({error.strerror})"
                 return
-            while (frame := await read_frame(reader)) is not None:
+            process.send({"op": "load", "path": str(self.path), "options": asdict(self._options)})
+            while (frame := await process.receive()) is not None:
                 try:
                     self._receive(frame)
                 except Exception:  # whatever it says, it must not end this task, which its requests wait for
@@ -217,24 +219,6 @@ class Worker:
         self._fail_pending(f"the process of '{self.model_id}' {self.reason or 'ended'}; {outlook}")
         if retired:
             self._idle.set()
-
-    async def _spawn(self) -> asyncio.StreamReader:
-        ours, theirs = socket.socketpair()
-        with theirs:
-            self._process = await asyncio.create_subprocess_exec(
-                sys.executable,
-                "-m",
-                "nlocalmodels_server.workers.main",
-                str(theirs.fileno()),
-                pass_fds=[theirs.fileno()],
-                stdin=asyncio.subprocess.DEVNULL,
-                env={**os.environ, **self._environ},
-                start_new_session=True,
-            )
-        self.pid = self._process.pid
-        reader, self._writer = await asyncio.open_connection(sock=ours)
-        self._writer.write(encode_frame({"op": "load", "path": str(self.path), "options": asdict(self._options)}))
-        return reader
 
     def _receive(self, frame: Frame) -> None:
         operation = frame["op"]
@@ -282,17 +266,5 @@ class Worker:
                 generation.accepted.set_exception(error)
 
     async def _end_process(self) -> int | None:
-        """Closes the socket, which ends a process that serves, and kills one that is busy."""
         process, self._process = self._process, None
-        writer, self._writer = self._writer, None
-        if writer is not None:
-            writer.close()
-        if process is None:
-            return None
-        try:
-            code = await asyncio.wait_for(process.wait(), 1.0)
-        except TimeoutError:
-            process.kill()
-            code = await process.wait()
-        self.pid = None
-        return code
+        return None if process is None else await process.end()
