@@ -118,6 +118,19 @@ def test_chat_streams_role_text_reason_and_usage_in_that_order(tiny_server: Runn
     assert all(chunk.usage is None for chunk in chunks[:-1])
 
 
+def test_usage_tells_how_much_of_a_prompt_was_not_computed_again(tiny_server: RunningServer) -> None:
+    prompt = "A sentence that no other test has begun with: "
+
+    def cached(ending: str) -> int:
+        usage = tiny_server.openai().completions.create(model="tiny", prompt=prompt + ending, max_tokens=3).usage
+        assert usage is not None
+        assert usage.prompt_tokens_details is not None
+        return usage.prompt_tokens_details.cached_tokens or 0
+
+    assert cached("one") == 0
+    assert cached("two") == len(prompt)
+
+
 def test_stream_has_no_usage_chunk_unless_asked(tiny_server: RunningServer) -> None:
     body = {"model": "tiny", "prompt": "a", "max_tokens": 2, "stream": True}
     with httpx.stream("POST", f"{tiny_server.url}/v1/completions", json=body, timeout=30) as answer:

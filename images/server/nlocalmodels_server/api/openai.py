@@ -42,6 +42,7 @@ class Choices:
         self._generations: list[Generation] = []
         self.num_prompt_tokens = 0
         self.num_new_tokens = 0
+        self.num_reused_tokens = 0
 
     async def start(self) -> None:
         """Returns when every generation is accepted, so that refusals can still be statuses.
@@ -78,16 +79,18 @@ class Choices:
                     # A prompt counts once, however many choices are made of it.
                     if index % self._parsed.num_choices_per_prompt == 0:
                         self.num_prompt_tokens += item.num_prompt_tokens
+                        self.num_reused_tokens += item.num_reused_tokens
                     self.num_new_tokens += item.num_new_tokens
                 yield index, item
         finally:
             self.cancel()
 
-    def usage(self) -> dict[str, int]:
+    def usage(self) -> dict[str, Any]:
         return {
             "prompt_tokens": self.num_prompt_tokens,
             "completion_tokens": self.num_new_tokens,
             "total_tokens": self.num_prompt_tokens + self.num_new_tokens,
+            "prompt_tokens_details": {"cached_tokens": self.num_reused_tokens},
         }
 
     def _sink(self, index: int) -> Callable[[Delta | GenerationError], None]:
@@ -120,7 +123,7 @@ class _Shape:
             "system_fingerprint": f"nlocalmodels-{__version__}",
         }
 
-    def whole(self, choices: list[dict[str, Any]], usage: dict[str, int]) -> dict[str, Any]:
+    def whole(self, choices: list[dict[str, Any]], usage: dict[str, Any]) -> dict[str, Any]:
         kind = "chat.completion" if self.is_chat else "text_completion"
         return {"object": kind, **self._head, "choices": choices, "usage": usage}
 

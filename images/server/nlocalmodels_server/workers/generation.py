@@ -20,12 +20,14 @@ class GenerationError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Delta:
-    """New text of a generation. With the last one come the reason and the token counts."""
+    """New text of a generation. With the last one come the reason and the token counts; `num_reused_tokens` are those of the
+    prompt that were not computed again."""
 
     text: str
     finish_reason: str | None = None
     num_prompt_tokens: int = 0
     num_new_tokens: int = 0
+    num_reused_tokens: int = 0
 
 
 Sink = Callable[[Delta | GenerationError], None]

@@ -214,7 +214,16 @@ class Worker:
             {
                 "op": "events",
                 "events": [
-                    [e.request_id, e.text, e.finish_reason, e.num_prompt_tokens, e.num_new_tokens, e.error] for e in events
+                    [
+                        event.request_id,
+                        event.text,
+                        event.finish_reason,
+                        event.num_prompt_tokens,
+                        event.num_new_tokens,
+                        event.num_reused_tokens,
+                        event.error,
+                    ]
+                    for event in events
                 ],
             }
         )

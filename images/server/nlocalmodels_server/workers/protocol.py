@@ -10,7 +10,8 @@ worker to parent   ready    info: the model is loaded
                    failed   reason: the file does not load; the worker ends
                    accepted id, num_prompt_tokens
                    refused  id, message, code: the request cannot be served
-                   events   a list of [id, text, finish_reason, num_prompt_tokens, num_new_tokens, error], one frame a step
+                   events   a list of [id, text, finish_reason, num_prompt_tokens, num_new_tokens, num_reused_tokens,
+                            error], one frame a step
 """
 
 from __future__ import annotations

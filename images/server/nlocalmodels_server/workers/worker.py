@@ -223,7 +223,7 @@ class Worker:
     def _receive(self, frame: Frame) -> None:
         operation = frame["op"]
         if operation == "events":
-            for request_id, text, finish_reason, num_prompt_tokens, num_new_tokens, error in frame["events"]:
+            for request_id, text, finish_reason, *counts, error in frame["events"]:
                 generation = self._pending.get(request_id)
                 if generation is None:
                     continue
@@ -233,7 +233,7 @@ class Worker:
                 if error is not None:
                     generation.sink(GenerationError(500, error, "generation_failed"))
                 else:
-                    generation.sink(Delta(text, finish_reason, num_prompt_tokens, num_new_tokens))
+                    generation.sink(Delta(text, finish_reason, *counts))
         elif operation == "accepted":
             generation = self._pending.get(frame["id"])
             if generation is not None and not generation.accepted.done():
