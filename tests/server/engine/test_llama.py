@@ -218,3 +218,22 @@ def test_engine_cancels_and_frees_the_slot(model: llama.Model, capture: llama.Lo
     while not any(event.finish_reason for event in events):
         events += engine.step()
     assert {event.request_id for event in events} == {2}
+
+
+def test_sampler_chooses_as_the_whole_chain_does(capture: llama.LogCapture, embedded_model_path: Path) -> None:
+    """With a vocabulary of 262,144 it looks at few tokens only; the draws are those over all of it."""
+    model = llama.Model(embedded_model_path, capture)
+    context = new_context(model, capture, num_cells=512, num_slots=1)
+    sequence = Sequence(0, model.tokenize("The weather in spring is", add_special=True), 40, GREEDY, TextStream([]))
+    sequence.slot = 0
+    cases = [GREEDY, *(SamplingParams(temperature=1.5, top_k=top_k, seed=top_k) for top_k in (1, 2, 40, 100))]
+    short, long = ([model.sampler(params) for params in cases] for _ in range(2))
+    for sampler in long:
+        sampler.num_candidates = 0
+    for _ in range(30):
+        rows = context.decode([Work(sequence, sequence.num_uncomputed)])
+        assert rows is not None
+        sequence.num_computed = len(sequence.tokens)
+        chosen = [context.sample(sampler, rows[0]) for sampler in short]
+        assert chosen == [context.sample(sampler, rows[0]) for sampler in long]
+        sequence.tokens.append(chosen[3])

@@ -7,16 +7,24 @@ import os
 from collections.abc import Sequence as Tokens
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import llama_cpp
 import llama_cpp.llama_cpp as lib
+import numpy as np
 
+from nlocalmodels_server.engine.candidates import likeliest
 from nlocalmodels_server.engine.sampling import SamplingParams
 from nlocalmodels_server.engine.step import Copy, Cut, Work
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 _PENALTY_WINDOW_TOKENS = 64
 _ERROR_LEVEL = 4
 _CONTINUED_LEVEL = 5
+# llama_token_data of llama.h.
+_TOKEN_DATA = np.dtype([("id", np.int32), ("logit", np.float32), ("p", np.float32)])
 
 
 class LoadError(Exception):
@@ -208,6 +216,7 @@ class Context:
         self._memory = lib.llama_get_memory(self._handle)
         # 0 without a sliding window.
         self._num_window_tokens = lib.llama_model_n_swa(model)
+        self._num_vocab = lib.llama_vocab_n_tokens(lib.llama_model_get_vocab(model))
         self.num_cells = lib.llama_n_ctx(self._handle)
         self._capacity = params.num_batch_tokens
         self._batch = lib.llama_batch_init(params.num_batch_tokens, 0, 1)
@@ -264,6 +273,11 @@ class Context:
 
     def sample(self, sampler: Sampler, row: int) -> int:
         """Chooses the next token from a row of the last step."""
+        if sampler.num_candidates:
+            address = ctypes.addressof(lib.llama_get_logits_ith(self._handle, row).contents)
+            logits = np.frombuffer((ctypes.c_float * self._num_vocab).from_address(address), dtype=np.float32)
+            if (token := sampler.choose(logits)) is not None:
+                return token
         return int(lib.llama_sampler_sample(sampler.handle, self._handle, row))
 
     def move(self, moves: Tokens[Copy | Cut]) -> None:
@@ -299,6 +313,10 @@ class Sampler:
         chain_params = lib.llama_sampler_chain_default_params()
         chain_params.no_perf = True
         self.handle = lib.llama_sampler_chain_init(chain_params)
+        # What the chain looks at. 0: at all tokens, since it changes the order of any.
+        self.num_candidates = 0
+        if not params.logit_bias and not params.has_penalties:
+            self.num_candidates = 1 if params.is_greedy else params.top_k
         parts = []
         if params.logit_bias:
             biases = (lib.llama_logit_bias * len(params.logit_bias))()
@@ -330,6 +348,27 @@ class Sampler:
             parts.append(lib.llama_sampler_init_dist(min(seed, 0xFFFFFFFE)))
         for part in parts:
             lib.llama_sampler_chain_add(self.handle, part)
+
+    def choose(self, logits: NDArray[np.float32]) -> int | None:
+        """Chooses a token as the chain does, without handing it all others: it would copy and scan them.
+
+        Returns:
+            None if it has to be the long way.
+        """
+        if self.num_candidates == 1:
+            return int(logits.argmax())
+        tokens = likeliest(logits, self.num_candidates)
+        if tokens is None:
+            return None
+        data = np.zeros(len(tokens), dtype=_TOKEN_DATA)
+        data["id"] = tokens
+        data["logit"] = logits[tokens]
+        pointer = data.ctypes.data_as(ctypes.POINTER(lib.llama_token_data))
+        array = lib.llama_token_data_array(data=pointer, size=len(tokens), selected=-1, sorted=False)
+        lib.llama_sampler_apply(self.handle, ctypes.byref(array))
+        token = int(array.data[array.selected].id)
+        lib.llama_sampler_accept(self.handle, token)
+        return token
 
     def close(self) -> None:
         lib.llama_sampler_free(self.handle)
