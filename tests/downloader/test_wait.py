@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
+import sys
 import threading
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import yaml
 
 from nlocalmodels_downloader import wait
 from nlocalmodels_downloader.config import Config, Model
@@ -43,7 +46,7 @@ def _fill(config: Config, data: bytes = DATA, *entries: ManifestEntry) -> None:
 
 def _missing(config: Config) -> list[str]:
     with pytest.raises(ExhaustedError) as caught:
-        wait_for_set(config, threading.Event(), 0.0, lambda _: None)
+        wait_for_set(lambda: config, threading.Event(), 0.0, lambda _: None)
     missing = missing_files(config)
     assert all(line in str(caught.value) for line in missing)
     return missing
@@ -60,7 +63,7 @@ def test_names_each_file_that_is_not_as_declared(config: Config) -> None:
     _fill(config, b"GGUF", ENTRY)
     assert _missing(config) == ["m.gguf has 4 of 13 bytes"]
     _fill(config, DATA, ENTRY)
-    wait_for_set(config, threading.Event(), 0.0, lambda _: pytest.fail("nothing is missing"))
+    wait_for_set(lambda: config, threading.Event(), 0.0, lambda _: pytest.fail("nothing is missing"))
 
 
 def test_a_model_without_a_digest_needs_a_set_that_names_its_file(config: Config) -> None:
@@ -112,15 +115,15 @@ def test_a_damaged_manifest_vouches_for_nothing(config: Config) -> None:
 
 def test_nothing_declared_is_waited_for_in_no_case(config: Config) -> None:
     config = replace(config, models=())
-    wait_for_set(config, threading.Event(), None, lambda _: pytest.fail("nothing is missing"))
+    wait_for_set(lambda: config, threading.Event(), None, lambda _: pytest.fail("nothing is missing"))
     assert not config.model_path.exists()
     _fill(config, DATA, ENTRY)
-    wait_for_set(config, threading.Event(), None, lambda _: pytest.fail("nothing is missing"))
+    wait_for_set(lambda: config, threading.Event(), None, lambda _: pytest.fail("nothing is missing"))
 
 
 def test_returns_once_another_has_filled_the_volume(config: Config) -> None:
     reports: list[Sequence[str]] = []
-    waiting = threading.Thread(target=wait_for_set, args=(config, threading.Event(), 30.0, reports.append))
+    waiting = threading.Thread(target=wait_for_set, args=(lambda: config, threading.Event(), 30.0, reports.append))
     waiting.start()
     wait_for(lambda: bool(reports), "a report")
     _fill(config)
@@ -128,6 +131,27 @@ def test_returns_once_another_has_filled_the_volume(config: Config) -> None:
     waiting.join(20)
     assert not waiting.is_alive()
     assert reports == [["m.gguf is not there"]]
+
+
+def test_a_list_that_is_corrected_ends_the_wait(config: Config, tmp_path: Path) -> None:
+    """As after a rollback, while a pod of the set that never came waits on."""
+    _fill(config, DATA, ENTRY)
+    path = tmp_path / "downloads.yaml"
+
+    def declare(name: str) -> None:
+        source = f"https://example.org/{name}"
+        models = [{"id": "m", "file": name, "source": source, "sha256": sha256(DATA), "sizeBytes": len(DATA)}]
+        path.with_name("new").write_text(yaml.safe_dump({"modelPath": str(config.model_path), "models": models}))
+        path.with_name("new").rename(path)
+
+    declare("never.gguf")
+    command = [sys.executable, "-m", "nlocalmodels_downloader", "--json", "wait", "--config", str(path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert json.loads(process.stdout.readline()) == {"event": "waiting", "missing": ["never.gguf is not there"]}
+        declare("m.gguf")
+        assert json.loads(process.stdout.readline()) == {"event": "ready", "models": ["m"]}
+    assert process.returncode == 0
 
 
 def test_reports_again_after_a_while(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -141,7 +165,7 @@ def test_reports_again_after_a_while(config: Config, monkeypatch: pytest.MonkeyP
             stop.set()
 
     with pytest.raises(StoppedError):
-        wait_for_set(config, stop, None, report)
+        wait_for_set(lambda: config, stop, None, report)
     assert len(reports) == 3
 
 
@@ -150,7 +174,7 @@ def test_writes_nothing(config: Config) -> None:
     assert not config.model_path.exists()
     _fill(config, DATA, ENTRY)
     names = sorted(os.walk(config.model_path))
-    wait_for_set(config, threading.Event(), None, lambda _: None)
+    wait_for_set(lambda: config, threading.Event(), None, lambda _: None)
     assert sorted(os.walk(config.model_path)) == names
 
 
@@ -158,7 +182,7 @@ def test_works_on_a_read_only_mount(config: Config, small_mount: Path) -> None:
     config = replace(config, model_path=small_mount)
     _fill(config, DATA, ENTRY)
     subprocess.run(["mount", "-o", "remount,ro", str(small_mount)], check=True)
-    wait_for_set(config, threading.Event(), 0.0, lambda _: pytest.fail("nothing is missing"))
+    wait_for_set(lambda: config, threading.Event(), 0.0, lambda _: pytest.fail("nothing is missing"))
 
 
 def test_a_real_sync_ends_the_wait(downloads: Downloads) -> None:

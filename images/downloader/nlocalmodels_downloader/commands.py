@@ -13,6 +13,7 @@ from pathlib import Path
 
 from nlocalmodels_downloader.config import Config, load_config
 from nlocalmodels_downloader.errors import CorruptError
+from nlocalmodels_downloader.followed import FollowedList
 from nlocalmodels_downloader.manifest import ManifestError, manifest_paths, read_manifest
 from nlocalmodels_downloader.metrics import MetricsSink
 from nlocalmodels_downloader.partial import naming_space_errors
@@ -151,15 +152,20 @@ def _current_set(config: Config) -> str | None:
 
 
 def run_wait(call: Call) -> int:
-    config = load_config(call.path)
+    followed = FollowedList(call.path)
+
+    def read() -> Config:
+        followed.refresh()
+        return followed.config
 
     def report(missing: Sequence[str]) -> None:
-        log.info("waiting for %d of %d models: %s", len(missing), len(config.models), "; ".join(missing))
+        log.info("waiting for %d of %d models: %s", len(missing), len(followed.config.models), "; ".join(missing))
         if call.json:
             call.say("", "waiting", missing=list(missing))
 
-    with naming_space_errors(config.model_path):
-        wait_for_set(config, call.stop, call.timeout_seconds, report)
+    with naming_space_errors(followed.config.model_path):
+        wait_for_set(read, call.stop, call.timeout_seconds, report)
+    config = followed.config
     text = f"all {len(config.models)} models are there" if config.models else "no models are declared, so none is waited for"
     call.say(text, "ready", models=[model.id for model in config.models])
     return 0

@@ -17,10 +17,13 @@ POLL_SECONDS = 2.0
 REPORT_SECONDS = 30.0
 
 
-def wait_for_set(config: Config, stop: Event, timeout_seconds: float | None, report: Callable[[Sequence[str]], None]) -> None:
+def wait_for_set(
+    read: Callable[[], Config], stop: Event, timeout_seconds: float | None, report: Callable[[Sequence[str]], None]
+) -> None:
     """Returns when every declared file is there and one set's manifest names them all; at once when nothing is declared.
 
     Args:
+        read: returns what is declared now. It may change: a pod that waits for a set that never comes outlives its correction.
         timeout_seconds: None waits for ever.
         report: is told what is missing, at once and then every 30 s.
 
@@ -30,7 +33,7 @@ def wait_for_set(config: Config, stop: Event, timeout_seconds: float | None, rep
     """
     started_seconds = time.monotonic()
     reported_seconds: float | None = None
-    while missing := missing_files(config):
+    while missing := missing_files(config := read()):
         now_seconds = time.monotonic()
         if timeout_seconds is not None and now_seconds - started_seconds >= timeout_seconds:
             raise ExhaustedError(

@@ -8,8 +8,9 @@ from collections.abc import Callable
 from pathlib import Path
 from threading import Event
 
-from nlocalmodels_downloader.config import Config, load_config
-from nlocalmodels_downloader.errors import ConfigError, DownloaderError, StoppedError
+from nlocalmodels_downloader.config import Config
+from nlocalmodels_downloader.errors import DownloaderError, StoppedError
+from nlocalmodels_downloader.followed import FollowedList
 from nlocalmodels_downloader.sync import Failure
 
 log = logging.getLogger(__name__)
@@ -30,24 +31,14 @@ def watch(
     Raises:
         ConfigError: the list is wrong from the beginning.
     """
-    content = _read(config_path)
-    config = load_config(config_path)
+    followed = FollowedList(config_path)
     num_failures = 0
     due_seconds = time.monotonic()
     while not stop.is_set():
-        now_content = _read(config_path)
-        # By content: a mounted ConfigMap changes by a swapped link, under which an older file may have a newer list.
-        if now_content is not None and now_content != content:
-            content = now_content
-            try:
-                config = load_config(config_path)
-            except ConfigError as error:
-                log.error("%s The list from before stays in force.", error)
-            else:
-                log.info("%s has changed", config_path)
-                num_failures, due_seconds = 0, time.monotonic()
+        if followed.refresh():
+            num_failures, due_seconds = 0, time.monotonic()
         if time.monotonic() >= due_seconds:
-            num_failures = 0 if _sync(sync_once, config, stop) else num_failures + 1
+            num_failures = 0 if _sync(sync_once, followed.config, stop) else num_failures + 1
             wait_seconds = recheck_seconds if num_failures == 0 else min(recheck_seconds, retry_seconds(num_failures))
             if num_failures:
                 log.warning("the volume is not up to date; trying again in %.0f s", wait_seconds)
@@ -71,11 +62,3 @@ def _sync(sync_once: Callable[[Config], list[Failure]], config: Config, stop: Ev
     except DownloaderError as error:
         log.error("%s", error)
         return False
-
-
-def _read(path: Path) -> bytes | None:
-    """Returns None while the list is not there: in a swap of links, it may be gone for a moment."""
-    try:
-        return path.read_bytes()
-    except OSError:
-        return None
