@@ -56,6 +56,7 @@ _SPECIAL: dict[str, Schema] = {
     "models.set": {"type": "string", "examples": ["starter", "production", "enterprise", "none"]},
     "models.add": {"type": "object", "additionalProperties": _MODEL},
     "models.remove": _STRINGS,
+    "models.reload": {"type": "string", "examples": ["rollout", "live"]},
     "storage.strategy": {"type": "string", "examples": ["emptyDir", "pvc", "baked"]},
     "storage.emptyDir.sizeLimit": {**_QUANTITY, "examples": ["auto", "50Gi"]},
     "storage.pvc.size": _QUANTITY,

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from support.chart import CI_VALUES, KUBE_VERSION, STRATEGIES, Values, render
+from support.chart import CI_VALUES, KUBE_VERSION, LIVE, STRATEGIES, Values, render
 
 CASES = {
     **{f"default {name}": values for name, values in STRATEGIES.items()},
+    **{f"live {name}": values for name, values in LIVE.items()},
     **{f"ci {name}": v for name, v in CI_VALUES.items()},
 }
 
@@ -22,5 +23,5 @@ def test_helm_3_and_4_render_the_same(values: Values) -> None:
 
 
 def test_every_strategy_has_values_for_chart_testing() -> None:
-    tested = {values["storage"]["strategy"] if "storage" in values else "emptyDir" for values in CI_VALUES.values()}
+    tested = {values.get("storage", {}).get("strategy", "emptyDir") for values in CI_VALUES.values()}
     assert tested == {"emptyDir", "pvc", "baked"}

@@ -12,11 +12,12 @@ import pytest
 import chart_tools
 import go_binaries
 from llama_wheel import ROOT
-from support.chart import CHART, CI_VALUES, DIGEST, KUBE_VERSION, STRATEGIES, UNDECLARED, Values, merged, render
+from support.chart import CHART, CI_VALUES, DIGEST, KUBE_VERSION, LIVE, STRATEGIES, UNDECLARED, Values, merged, render
 
 CASES: dict[str, Values] = {
     **STRATEGIES,
     "pvc-without-models": {**UNDECLARED, "storage": {"strategy": "pvc"}},
+    **{f"live-{name}": values for name, values in LIVE.items()},
     **{f"ci-{name}": values for name, values in CI_VALUES.items()},
 }
 DIGESTS: Values = {

@@ -2,26 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
-import itertools
 import re
 
 import pytest
 
-from support.chart import STRATEGIES, Document, Manifests, Values, merged, only, own, render, walk
+from support.chart import STRATEGIES, Document, Manifests, Values, digest_of_a_set_like, merged, only, own, render, walk
 
 TEXTS = ["123", "1e3", "true", "on", "null"]
 PVC = STRATEGIES["pvc"]
-
-
-def digest_of_a_set_like(pattern: str) -> str:
-    """Returns a sha256 of the own model with which the set's id has this form."""
-    for number in itertools.count():
-        digest = f"{number:064x}"
-        identity = hashlib.sha256(f"own.Q4_K_M.gguf {digest}\n".encode()).hexdigest()[:12]
-        if re.fullmatch(pattern, identity):
-            return digest
-    raise AssertionError
 
 
 def marks(manifests: Manifests) -> list[Document]:

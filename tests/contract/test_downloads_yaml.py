@@ -116,7 +116,8 @@ def test_downloader_reads_what_the_values_say(case: str) -> None:
     assert config.allow_unverified is values.get("models", {}).get("allowUnverified", False)
     prune = values.get("storage", {}).get("pvc", {}).get("prune", {})
     is_pruned = values.get("storage", {}).get("strategy") == "pvc" and prune.get("enabled", True)
-    assert config.prune_keep_sets == (prune.get("keepSets", 2) if is_pruned else None)
+    is_live = values.get("models", {}).get("reload") == "live"
+    assert config.prune_keep_sets == (prune.get("keepSets", 2) if is_pruned or is_live else None)
 
 
 @pytest.mark.parametrize("case", VERIFIED)
@@ -126,7 +127,9 @@ def test_set_of_the_pods_is_the_one_whose_manifest_the_downloader_writes(case: s
     for model in config.models:
         first, *shards = [Shard(file.file, file.sha256 or "", file.size_bytes or 0) for file in model.files]
         entries.append(ManifestEntry(model.id, first.file, first.sha256, first.size_bytes, tuple(shards)))
-    assert manifests.pod("server").annotations["nlocalmodels.io/set"] == set_id(entries)
+    # Where a changed set must not change the pods, the Deployment has it.
+    annotations = manifests.pod("server").annotations | manifests.one("Deployment")["metadata"].get("annotations", {})
+    assert annotations["nlocalmodels.io/set"] == set_id(entries)
 
 
 @pytest.mark.parametrize("source", SOURCES)

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import pytest
 
+from nlocalmodels_downloader.manifest import ManifestEntry, set_id
 from nlocalmodels_server.config import BOUNDS, Config, DeclaredModel, parse_config
 from support.chart import (
     CATALOGUE,
     CI_VALUES,
     KUBE_VERSION,
+    LIVE,
     STRATEGIES,
     UNDECLARED,
     Values,
+    digest_of_a_set_like,
     merged,
     only,
     own,
@@ -51,6 +54,20 @@ def test_server_reads_the_context_of_one_model() -> None:
         DeclaredModel("llama-2-7b-chat", CATALOGUE["models"]["llama-2-7b-chat"]["file"], 512),
         DeclaredModel("own", "own.Q4_K_M.gguf", 1_500_000),
     )
+
+
+@pytest.mark.parametrize("strategy", LIVE)
+def test_server_reads_that_it_follows_the_set(strategy: str) -> None:
+    config = parsed(LIVE[strategy])
+    assert (config.reload, config.default_model) == ("live", "llama-2-7b-chat")
+    models = [CATALOGUE["models"][name] for name in CATALOGUE["sets"]["starter"]]
+    entries = [ManifestEntry("", model["file"], model["sha256"], model["sizeBytes"]) for model in models]
+    assert config.set_id == set_id(entries), "the set's manifest will have another name"
+
+
+def test_server_reads_a_set_that_looks_like_a_number() -> None:
+    digest = digest_of_a_set_like("[0-9]+e[0-9]+")
+    assert parsed(merged(LIVE["pvc"], only(m=own(sha256=digest)))).set_id is not None
 
 
 def test_server_serves_what_is_there_when_nothing_is_declared() -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import atexit
 import functools
+import hashlib
+import itertools
 import json
 import os
 import re
@@ -46,6 +48,18 @@ STRATEGIES: dict[str, Values] = {
             "baked": {"mount": "volume", "image": {"repository": "example.com/models", "tag": "1"}},
         }
     },
+}
+# Pods that take up a changed set as they run, with what must be stated for that.
+_STATED: Values = {
+    "models": {"reload": "live"},
+    "storage": {"emptyDir": {"sizeLimit": "200Gi"}},
+    "resources": {
+        "requests": {"memory": "32Gi", "ephemeral-storage": "1Gi"},
+        "limits": {"memory": "128Gi", "ephemeral-storage": "201Gi"},
+    },
+}
+LIVE: dict[str, Values] = {
+    name: {**_STATED, "storage": {**_STATED["storage"], "strategy": name}} for name in ("emptyDir", "pvc")
 }
 # The oldest Kubernetes that can do all of it.
 KUBE_VERSION = "1.35.0"
@@ -174,6 +188,16 @@ def own(**facts: Any) -> Values:
 def only(**models: Values) -> Values:
     """Returns values with these models alone. Underscores of a name stand for dashes."""
     return {"models": {"set": "none", "add": {name.replace("_", "-"): model for name, model in models.items()}}}
+
+
+def digest_of_a_set_like(pattern: str) -> str:
+    """Returns a sha256 of the own model with which the set's id has this form."""
+    for number in itertools.count():
+        digest = f"{number:064x}"
+        identity = hashlib.sha256(f"own.Q4_K_M.gguf {digest}\n".encode()).hexdigest()[:12]
+        if re.fullmatch(pattern, identity):
+            return digest
+    raise AssertionError
 
 
 def labels_match(selector: dict[str, str], labels: dict[str, str]) -> bool:

@@ -58,6 +58,23 @@ manifest. A file without a digest has its source in its place. */}}
 {{- sha256sum $lines | trunc 12 -}}
 {{- end }}
 
+{{- /* The set's id as its manifest on the volume will have it; empty where nothing is declared, or a digest is not known before
+the download. */}}
+{{- define "nlocalmodels.setOfManifest" -}}
+{{- $models := (include "nlocalmodels.models" . | fromJson).models -}}
+{{- $isKnown := not (empty $models) -}}
+{{- range $models -}}
+{{- range prepend (.shards | default list) . -}}{{- if not .sha256 -}}{{- $isKnown = false -}}{{- end -}}{{- end -}}
+{{- end -}}
+{{- if $isKnown -}}{{- include "nlocalmodels.setId" . -}}{{- end -}}
+{{- end }}
+
+{{- /* "true" where running pods take up a changed set by themselves. */}}
+{{- define "nlocalmodels.isLive" -}}
+{{- /* Values of a release from before this key have none of it. */}}
+{{- if eq (.Values.models.reload | default "rollout") "live" -}}true{{- end -}}
+{{- end }}
+
 {{- /* downloads.yaml: the contract with the downloader. */}}
 {{- define "nlocalmodels.downloadsYaml" -}}
 modelPath: {{ include "nlocalmodels.modelPath" . }}
@@ -65,6 +82,9 @@ allowUnverified: {{ .Values.models.allowUnverified }}
 {{- if and (eq .Values.storage.strategy "pvc") .Values.storage.pvc.prune.enabled }}
 prune:
   keepSets: {{ .Values.storage.pvc.prune.keepSets }}
+{{- else if and (eq .Values.storage.strategy "emptyDir") (include "nlocalmodels.isLive" .) }}
+prune:
+  keepSets: {{ .Values.storage.emptyDir.keepSets | default 2 }}
 {{- end }}
 {{- with (include "nlocalmodels.models" . | fromJson).models }}
 models:
@@ -106,6 +126,15 @@ numSlots: {{ .Values.server.numSlots }}
 numThreads: {{ . }}
 {{- end }}
 graceSeconds: {{ .Values.server.graceSeconds }}
+{{- if include "nlocalmodels.isLive" . }}
+reload: live
+{{- with include "nlocalmodels.setOfManifest" . }}
+set: {{ . | quote }}
+{{- end }}
+{{- with include "nlocalmodels.defaultModel" . }}
+defaultModel: {{ . | quote }}
+{{- end }}
+{{- end }}
 {{- with (include "nlocalmodels.models" . | fromJson).models }}
 models:
 {{- range . }}

@@ -53,7 +53,7 @@ image:
 {{- end }}
 {{- end }}
 
-{{- /* A container that runs the downloader: {root, name, args (a list), fetches, isDurable, readOnly}. */}}
+{{- /* A container that runs the downloader: {root, name, args (a list), fetches, isDurable, isSidecar, readOnly}. */}}
 {{- define "nlocalmodels.downloaderContainer" -}}
 {{- $root := .root -}}
 {{- $download := $root.Values.download -}}
@@ -61,6 +61,9 @@ image:
   image: {{ include "nlocalmodels.image" $root.Values.image.downloader | quote }}
   imagePullPolicy: {{ include "nlocalmodels.pullPolicy" $root.Values.image.downloader }}
   args: {{ toJson .args }}
+  {{- if .isSidecar }}
+  restartPolicy: Always
+  {{- end }}
   env:
     - name: POD_UID
       valueFrom:

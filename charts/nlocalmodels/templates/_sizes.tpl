@@ -69,6 +69,14 @@ one request's context at least, up to 1 GiB for what decodes together. A model o
 {{- add 60 (include "nlocalmodels.transferSeconds" $transfer | int64) -}}
 {{- end }}
 
+{{- /* The same where a changed set must not change the pods: a constant. */}}
+{{- define "nlocalmodels.liveStartSeconds" -}}3600{{- end }}
+
+{{- /* Seconds that a start may take before the container is stuck and is started again. */}}
+{{- define "nlocalmodels.startSeconds" -}}
+{{- ternary (include "nlocalmodels.liveStartSeconds" .) (include "nlocalmodels.loadSeconds" .) (eq (include "nlocalmodels.isLive" .) "true") -}}
+{{- end }}
+
 {{- /* Seconds without progress after which a rollout counts as failed. A new pod may have to wait for a whole download. */}}
 {{- define "nlocalmodels.progressDeadlineSeconds" -}}
 {{- $download := ternary 0 (include "nlocalmodels.downloadSeconds" . | int64) (eq .Values.storage.strategy "baked") -}}

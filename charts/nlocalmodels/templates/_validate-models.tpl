@@ -13,6 +13,7 @@ models.set: '{{ $set }}' is not known; set it to {{ keys $catalogue.sets | sortA
 models.remove: '{{ . }}' is not in the set '{{ $set }}'; leave it out of the list. The set has {{ get $catalogue.sets $set | default (list "nothing") | join ", " }}.
 {{- end }}
 {{- end }}
+{{- include "nlocalmodels.validate.word" (dict "path" "models.reload" "value" (.Values.models.reload | default "rollout") "words" (list "rollout" "live")) }}
 {{- if and (not $ids) (eq $strategy "emptyDir") }}
 models.set: with '{{ $set }}' and nothing in models.add there is nothing to fetch; choose starter, production or enterprise, add models, or bring your own files with storage.strategy=pvc.
 {{- end }}

@@ -3,7 +3,7 @@ value's path, the problem and the remedy. One define per section of values.yaml;
 
 {{- define "nlocalmodels.validate" -}}
 {{- $lines := list -}}
-{{- range $section := list "models" "model" "storage" "download" "server" "images" "network" "labels" "resources" -}}
+{{- range $section := list "models" "live" "model" "storage" "download" "server" "images" "network" "labels" "resources" -}}
 {{- range $line := include (printf "nlocalmodels.validate.%s" $section) $ | splitList "\n" -}}
 {{- with trim $line -}}{{- $lines = append $lines . -}}{{- end -}}
 {{- end -}}

@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 from support import gateway
+from support.chart import LIVE
 from support.kubernetes import CHART, Kubernetes
 
 IMAGE = {"repository": "example.com/models", "tag": "1"}
@@ -16,6 +17,7 @@ STRATEGIES: dict[str, tuple[dict[str, Any], str]] = {
     "emptyDir": ({}, "1.34"),
     "pvc": ({"storage": {"strategy": "pvc", "pvc": {"uploader": {"enabled": True}}}}, "1.34"),
     "baked": ({"storage": {"strategy": "baked", "baked": {"image": IMAGE}}}, "1.34"),
+    **{f"live {strategy}": (values, "1.34") for strategy, values in LIVE.items()},
     "image volume": ({"storage": {"strategy": "baked", "baked": {"image": IMAGE, "mount": "volume"}}}, "1.35"),
 }
 
