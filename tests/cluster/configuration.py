@@ -107,6 +107,8 @@ def kubelet(resolver: Path) -> dict[str, Any]:
         "evictionHard": dict.fromkeys(("nodefs.available", "nodefs.inodesFree", "imagefs.available"), "1%")
         | {"memory.available": "100Mi"},
         "imageGCHighThresholdPercent": 100,
+        # A changed ConfigMap is in the pods that mount it after so long at most; by default it takes a minute.
+        "syncFrequency": "5s",
         "featureGates": {"ImageVolume": True},
     }
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +14,8 @@ import yaml
 
 from support.gguf_files import write_llama
 from support.serving import running_server
+
+SET = "0123456789ab"
 
 
 @pytest.fixture
@@ -86,3 +91,37 @@ def test_nothing_declared_and_nothing_of_a_person_is_not_ready(folder: Path, tmp
         assert answer.status_code == 503
         assert "mine.gguf: not declared, and serveUndeclared is false" in answer.json()["message"]
         assert "old.gguf: belongs to another set" in answer.json()["message"]
+
+
+@pytest.mark.parametrize(
+    ("sizes", "problem"),
+    [
+        ({}, "it lacks .nlocalmodels/sets/0123456789ab.json, and it has the set old"),
+        ({"first.Q8_0.gguf": 5}, "it lacks first.Q8_0.gguf: it has 467680 bytes, by the set 5"),
+        ({"first.Q8_0.gguf": None, "third.gguf": 5}, "it lacks third.gguf"),
+    ],
+    ids=["another set", "another file", "a file less"],
+)
+def test_server_of_another_set_than_the_declared_one_does_not_start(
+    folder: Path, tmp_path: Path, sizes: dict[str, int | None], problem: str
+) -> None:
+    """As with a baked image and the values of another one."""
+    files = [{"file": file, "sizeBytes": size or (folder / file).stat().st_size} for file, size in sizes.items()]
+    if files:
+        manifest = {"version": 1, "set": SET, "models": [{"id": file["file"], **file} for file in files]}
+        (folder / ".nlocalmodels" / "sets" / f"{SET}.json").write_text(json.dumps(manifest))
+    models = [{"id": "chat", "file": "first.Q8_0.gguf"}]
+    environ = {**os.environ, "MODEL_PATH": str(folder), "SERVER_CONFIG": write_yaml(tmp_path, set=SET, models=models)}
+    command = [sys.executable, "-m", "nlocalmodels_server"]
+    done = subprocess.run(command, env=environ, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 2
+    assert f"{folder} does not hold the declared set {SET}: {problem}" in done.stderr
+
+
+def test_server_of_the_declared_set_starts(folder: Path, tmp_path: Path) -> None:
+    file = {"file": "first.Q8_0.gguf", "sizeBytes": (folder / "first.Q8_0.gguf").stat().st_size}
+    manifest = {"version": 1, "set": SET, "models": [{"id": "chat", **file}]}
+    (folder / ".nlocalmodels" / "sets" / f"{SET}.json").write_text(json.dumps(manifest))
+    config = write_yaml(tmp_path, set=SET, models=[{"id": "chat", "file": "first.Q8_0.gguf"}])
+    with running_server(folder, tmp_path / "log", SERVER_CONFIG=config, DEFAULT_MODEL="chat") as server:
+        assert server.wait_until("/readyz", 200).json()["set"] == SET

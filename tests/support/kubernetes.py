@@ -139,6 +139,16 @@ class Release:
         pods = self.kubernetes.get("pod", self.namespace, selector=f"{self.selector},app.kubernetes.io/component={component}")
         return [pod for pod in pods if "deletionTimestamp" not in pod["metadata"]]
 
+    def readiness(self) -> dict[str, Any]:
+        """Returns what each pod's /readyz says, by the pod's name; {} for one that does not answer, or is not ready."""
+        said = {}
+        for pod in self.pods():
+            name = pod["metadata"]["name"]
+            path = f"/api/v1/namespaces/{self.namespace}/pods/{name}:11434/proxy/readyz"
+            result = self.kubernetes.run(go_binaries.ensure("kubectl"), "get", "--raw", path)
+            said[name] = json.loads(result.stdout) if result.returncode == 0 else {}
+        return said
+
     def jobs(self, component: str = "downloader") -> list[Any]:
         return list(
             self.kubernetes.get("job", self.namespace, selector=f"{self.selector},app.kubernetes.io/component={component}")

@@ -13,7 +13,7 @@ from support.kubernetes import Kubernetes
 
 NAME = "load"
 SCRIPT = Path(__file__).with_name("load_client.py")
-MAX_SECONDS = 600
+MAX_SECONDS = 1200
 
 
 @dataclass
@@ -25,10 +25,16 @@ class Load:
     answers: dict[str, int] = field(default_factory=dict)
     failures: list[str] = field(default_factory=list)
 
-    def count(self) -> int:
-        """Returns how many requests have been answered so far; 0 while a kubelet that has just started shows no logs yet."""
+    def so_far(self) -> tuple[int, list[str]]:
+        """Returns how many requests have been answered, and what failed; nothing while a kubelet that has just started shows
+        no logs yet."""
         lines = self.kubernetes.run("kubectl", "logs", NAME, "-n", self.namespace, "--tail=1").stdout.splitlines()
-        return sum(json.loads(lines[-1])["answers"].values()) if lines else 0
+        last = json.loads(lines[-1]) if lines else {"answers": {}, "failures": []}
+        return sum(last["answers"].values()), last["failures"]
+
+    def count(self) -> int:
+        """Returns how many requests have been answered so far."""
+        return self.so_far()[0]
 
     def settle(self, num_answers: int = 20) -> None:
         """Waits for so many more answers."""

@@ -126,11 +126,15 @@ numSlots: {{ .Values.server.numSlots }}
 numThreads: {{ . }}
 {{- end }}
 graceSeconds: {{ .Values.server.graceSeconds }}
-{{- if include "nlocalmodels.isLive" . }}
-reload: live
+{{- $isLive := include "nlocalmodels.isLive" . }}
+{{- /* A running server takes a set up once it is complete; one of a baked image refuses to start with another. */}}
+{{- if or $isLive (eq .Values.storage.strategy "baked") }}
 {{- with include "nlocalmodels.setOfManifest" . }}
 set: {{ . | quote }}
 {{- end }}
+{{- end }}
+{{- if $isLive }}
+reload: live
 {{- with include "nlocalmodels.defaultModel" . }}
 defaultModel: {{ . | quote }}
 {{- end }}

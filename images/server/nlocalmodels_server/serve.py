@@ -12,6 +12,7 @@ import uvicorn
 
 from nlocalmodels_server.app import create_app
 from nlocalmodels_server.logs import log_to_stderr
+from nlocalmodels_server.models.folder import find_disagreement
 from nlocalmodels_server.models.registry import Registry
 from nlocalmodels_server.settings import SettingsError, SettingsSource
 
@@ -52,6 +53,12 @@ def main() -> int:
     except SettingsError as error:
         log.error("%s", error)
         return 2
+    # Nobody brings what is not in an image; with a live reload, what is declared may still come.
+    if settings.set_id is not None and settings.reload == "off":
+        problem = find_disagreement(settings.model_path, settings.models, settings.set_id)
+        if problem is not None:
+            log.error("%s", problem)
+            return 2
     if settings.config_path is not None:
         log.info("settings from %s", settings.config_path)
     app = create_app(settings, source)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
-from nlocalmodels_server.models.manifest import SETS_FOLDER
-from nlocalmodels_server.models.reload import Snapshot, Stamp
+from nlocalmodels_server.config import DeclaredModel
+from nlocalmodels_server.models.manifest import SETS_FOLDER, read_set_sizes
+from nlocalmodels_server.models.reload import Snapshot, Stamp, missing_files
 from nlocalmodels_server.models.scan import MAX_DEPTH
 
 
@@ -26,6 +28,22 @@ def take_snapshot(model_path: Path) -> Snapshot:
     for path in (model_path / SETS_FOLDER).glob("[!.]*.json"):
         _stamp(model_path, path, snapshot)
     return snapshot
+
+
+def find_disagreement(model_path: Path, models: Sequence[DeclaredModel] | None, set_id: str) -> str | None:
+    """Returns why the folder does not hold the set that is declared, where nobody will bring it; None if it does."""
+    try:
+        snapshot = take_snapshot(model_path)
+    except OSError as error:
+        return f"{error.filename}: {error.strerror}; make it readable, or set MODEL_PATH."
+    missing = missing_files(models, set_id, read_set_sizes(model_path, set_id), snapshot)
+    if not missing:
+        return None
+    sets = ", ".join(sorted(Path(file).stem for file in snapshot if file.startswith(f"{SETS_FOLDER}/")))
+    return (
+        f"{model_path} does not hold the declared set {set_id}: it lacks {', '.join(missing)}, and it has "
+        f"{f'the set {sets}' if sets else 'no set'}; use the values that the image was built with, or another image."
+    )
 
 
 def _stamp(model_path: Path, path: Path, snapshot: Snapshot) -> None:
