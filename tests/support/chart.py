@@ -161,9 +161,15 @@ def problems(values: Values, *, release: str = "r", kube_version: str | None = N
     return lines
 
 
-def included(template: str, values: Values | None = None, *, release: str = "r", kube_version: str | None = None) -> str:
-    """Returns what a named template makes of the values. `notes` is NOTES.txt, which `helm template` throws away."""
-    text = f'apiVersion: v1\nkind: Included\nmetadata: {{name: included}}\ntext: {{{{ include "{template}" . | toJson }}}}\n'
+def included(
+    template: str, values: Values | None = None, *, context: str = ".", release: str = "r", kube_version: str | None = None
+) -> str:
+    """Returns what a named template makes of the values. `notes` is NOTES.txt, which `helm template` throws away.
+
+    `context` is the template's argument, as a template has it.
+    """
+    call = f'{{{{ include "{template}" {context} | toJson }}}}'
+    text = f"apiVersion: v1\nkind: Included\nmetadata: {{name: included}}\ntext: {call}\n"
     chart = _chart_with(text)
     found = render(values, release=release, kube_version=kube_version, chart=chart).one("Included")["text"]
     assert isinstance(found, str)

@@ -8,7 +8,12 @@ import urllib.request
 
 ADDRESS = os.environ["ADDRESS"]
 DECLARED = os.environ["MODELS"].split()
+# The set that running pods are about to take up, and what the upgrade has changed; both may be empty.
+SET = os.environ.get("SET", "")
+CHANGES = os.environ.get("CHANGES", "")
 TIMEOUT_SECONDS = float(os.environ["TIMEOUT_SECONDS"])
+# So many answers in a row that name the set: the Service chooses another pod each time.
+NUM_AGREEING = 8
 # The Service is asked directly, whatever proxy the environment names.
 DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
@@ -34,8 +39,35 @@ def complete(model):
     return None if num_tokens > 0 else f"{model}: an empty completion"
 
 
+def wait_for_set():
+    """Returns what is wrong with the set that is served, None when it is the declared one."""
+    deadline = time.monotonic() + TIMEOUT_SECONDS
+    num_agreeing = 0
+    while num_agreeing < NUM_AGREEING:
+        try:
+            said = ask("/readyz")
+            states = {
+                worker["state"] for model in said["models"].values() for worker in (model, model.get("replacement", model))
+            }
+            is_there = said.get("set") == SET and "pending" not in said and not states & {"waiting", "loading"}
+            num_agreeing = num_agreeing + 1 if is_there else 0
+        except Exception as error:
+            num_agreeing, said = 0, error
+        if time.monotonic() > deadline:
+            return f"set {SET}: not served after {TIMEOUT_SECONDS:.0f} s: {said}"
+        time.sleep(0.25 if num_agreeing else 2)
+    return None
+
+
+if CHANGES:
+    print(CHANGES, flush=True)
+late = wait_for_set() if SET else None
 served = [model["id"] for model in ask("/v1/models")["data"]]
-problems = [f"{model}: declared, but not served; there are {', '.join(served) or 'none'}" for model in DECLARED if model not in served]
+problems = [
+    f"{model}: declared, but not served; there are {', '.join(served) or 'none'}" for model in DECLARED if model not in served
+]
+if late:
+    problems.append(late)
 if not served:
     problems.append("no model is served")
 problems += [problem for model in served if (problem := complete(model))]
