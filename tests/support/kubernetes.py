@@ -103,7 +103,7 @@ class Release:
     def selector(self) -> str:
         return f"app.kubernetes.io/instance={self.name}"
 
-    def apply(self, values: Mapping[str, Any], *options: str, wait: bool = True) -> str:
+    def apply(self, values: Mapping[str, Any], *options: str, wait: bool = True, chart: Path = CHART) -> str:
         """Installs or upgrades, and returns what Helm printed."""
         waiting = ["--wait", "--timeout", f"{READY_SECONDS:.0f}s"] if wait else []
         with tempfile.NamedTemporaryFile("w", suffix=".yaml") as file:
@@ -113,7 +113,7 @@ class Release:
                 "upgrade",
                 "--install",
                 self.name,
-                CHART,
+                chart,
                 "-n",
                 self.namespace,
                 "-f",
@@ -124,12 +124,14 @@ class Release:
             return _succeeded(self.kubernetes.run(go_binaries.ensure(self.helm), *command))
 
     def test(self) -> str:
-        """Runs `helm test` and returns what it printed."""
-        return self._helm("test", self.name, "--timeout", "300s")
+        """Runs `helm test` and returns what it printed, with what the test says."""
+        command = ["test", self.name, "--timeout", "300s", "-n", self.namespace]
+        result = self.kubernetes.run(go_binaries.ensure(self.helm), *command)
+        return _succeeded(result) + result.stderr
 
-    def rollback(self) -> str:
-        """Goes back to the revision before this one."""
-        return self._helm("rollback", self.name, "--wait", "--timeout", f"{READY_SECONDS:.0f}s")
+    def rollback(self, *revision: str) -> str:
+        """Goes back to the revision before this one, or to another."""
+        return self._helm("rollback", self.name, *revision, "--wait", "--timeout", f"{READY_SECONDS:.0f}s")
 
     def uninstall(self) -> str:
         return self._helm("uninstall", self.name, "--ignore-not-found", "--wait", "--timeout", "120s")

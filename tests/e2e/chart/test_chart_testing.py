@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -14,8 +15,13 @@ from cluster.cluster import Cluster
 from support import gateway
 from support.baked import bake
 from support.kubernetes import CHART, ROOT, Kubernetes
+from support.released_chart import released_chart
 from support.source_image import source_index
 from support.source_pod import SourcePod
+
+LOCAL_IMAGES = "--helm-extra-set-args=" + " ".join(
+    f"--set=image.{image}.pullPolicy=IfNotPresent" for image in ("server", "downloader")
+)
 
 
 @pytest.fixture
@@ -23,10 +29,10 @@ def ct(kubernetes: Kubernetes) -> Callable[..., str]:
     """Runs ct with its linters on the path, and returns what it printed."""
     environ = {**kubernetes.environ, "PATH": f"{chart_tools.ensure()}{os.pathsep}{kubernetes.environ['PATH']}"}
 
-    def run(*arguments: str) -> str:
+    def run(*arguments: str, folder: Path = ROOT) -> str:
         result = subprocess.run(
             ["ct", *arguments, "--config", "ct.yaml"],
-            cwd=ROOT,
+            cwd=folder,
             env=environ,
             text=True,
             stdout=subprocess.PIPE,
@@ -60,11 +66,47 @@ def test_ct_install_with_every_ci_file(
     archive = tmp_path / "baked.tar"
     bake(archive, repository)
     cluster.load_images([archive])
-    local = [f"--set=image.{image}.pullPolicy=IfNotPresent" for image in ("server", "downloader")]
     with gateway.installed(kubernetes):
-        printed = ct("install", "--namespace", namespace, f"--helm-extra-set-args={' '.join(local)}")
+        printed = ct("install", "--namespace", namespace, LOCAL_IMAGES)
     for file in sorted((CHART / "ci").glob("*-values.yaml")):
         assert file.name in printed
+    assert "All charts installed successfully" in printed
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    """A checkout in which the released chart is on the remote's main branch, and this one comes after it."""
+    folder = tmp_path / "checkout"
+    git = ("git", "-c", "user.name=ct", "-c", "user.email=ct@example.com", "-C", str(folder))
+
+    def commit(chart: Path) -> None:
+        shutil.rmtree(folder / "charts", ignore_errors=True)
+        shutil.copytree(chart, folder / "charts" / CHART.name, ignore=shutil.ignore_patterns("ci"))
+        (folder / "charts" / CHART.name / "ci").mkdir()
+        # One strategy is enough here: each file is installed three times and upgraded twice.
+        shutil.copy(CHART / "ci" / "pvc-values.yaml", folder / "charts" / CHART.name / "ci")
+        for words in (["add", "--all"], ["commit", "--quiet", "--message", "chart"]):
+            subprocess.run([*git, *words], check=True, timeout=60)
+
+    subprocess.run(["git", "init", "--quiet", str(folder)], check=True, timeout=60)
+    shutil.copy(ROOT / "ct.yaml", folder)
+    shutil.copytree(ROOT / ".github", folder / ".github")
+    commit(released_chart())
+    subprocess.run([*git, "update-ref", "refs/remotes/origin/main", "HEAD"], check=True, timeout=60)
+    subprocess.run([*git, "remote", "add", "origin", str(folder)], check=True, timeout=60)
+    commit(CHART)
+    return folder
+
+
+def test_ct_upgrades_from_the_released_chart_and_from_this_one(
+    ct: Callable[..., str], namespace: str, source: SourcePod, storage_class: Callable[[], str], checkout: Path
+) -> None:
+    source.reset()
+    storage_class()
+    printed = ct("install", "--upgrade", "--namespace", namespace, LOCAL_IMAGES, folder=checkout)
+    # Once from the chart of the previous revision, once from itself.
+    assert printed.count("Testing upgrades of chart") == 2
+    assert "skipped" not in printed
     assert "All charts installed successfully" in printed
 
 
