@@ -69,6 +69,7 @@ _SPECIAL: dict[str, Schema] = {
     "download.extraEnv": _OBJECTS,
     "download.resources": _RESOURCES,
     "server.minReadBandwidth": _QUANTITY,
+    "server.graceSeconds": {"type": ["integer", "string"], "examples": ["auto", 600]},
     "server.readyWhen": {"type": "string", "examples": ["default", "all"]},
     "resources": _RESOURCES,
     "service.type": {"type": "string", "examples": ["ClusterIP", "NodePort", "LoadBalancer"]},

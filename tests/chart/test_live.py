@@ -52,9 +52,9 @@ def test_a_changed_set_changes_the_pods_of_a_rollout(strategy: str) -> None:
 
 
 def test_a_changed_server_setting_is_taken_up_as_well() -> None:
-    told = merged(LIVE["pvc"], {"server": {"contextTokens": 1024, "numSlots": 4, "readyWhen": "all"}})
+    told = merged(LIVE["pvc"], {"server": {"numSlots": 4, "readyWhen": "all"}})
     assert template(told) == template(LIVE["pvc"])
-    assert render(told).config("server.yaml")["contextTokens"] == 1024
+    assert render(told).config("server.yaml")["numSlots"] == 4
 
 
 def test_a_sidecar_watches_the_list_beside_the_server() -> None:

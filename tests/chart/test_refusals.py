@@ -256,6 +256,11 @@ SERVER = [
     (server(numSlots=0), out_of_range("server.numSlots", 0, 1, 256)),
     (server(numThreads=-1), out_of_range("server.numThreads", -1, 0, 512)),
     (server(graceSeconds=100000), out_of_range("server.graceSeconds", 100000, 0, 86400)),
+    (
+        server(graceSeconds="10m"),
+        "server.graceSeconds: '10m' is neither auto nor a whole number of seconds; write it as auto or 600.",
+    ),
+    (server(minTokensPerSecond=0), out_of_range("server.minTokensPerSecond", 0, 1, 1000000)),
     (server(preStopSeconds=601), out_of_range("server.preStopSeconds", 601, 0, 600)),
     (
         server(minReadBandwidth="quick"),

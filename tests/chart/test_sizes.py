@@ -193,6 +193,26 @@ def test_grace_period_holds_the_pause_and_the_streams() -> None:
     assert pod.spec["terminationGracePeriodSeconds"] > 633
 
 
+@pytest.mark.parametrize(
+    ("values", "seconds"),
+    [
+        # 8192 tokens, at ten a second.
+        ({}, 820),
+        ({"server": {"minTokensPerSecond": 4}}, 2048),
+        # The largest context of all models, which may be less than what the server allows.
+        (only(llama_2_7b_chat={}), 410),
+        (only(m=own(context=100_000), n=own(file="n.gguf", context=500)), 10_000),
+        ({"server": {"contextTokens": 256}}, 60),
+        (only(m=own(context=16_777_216)), 86_400),
+        ({"server": {"graceSeconds": 0}}, 0),
+    ],
+)
+def test_grace_lasts_as_long_as_the_longest_answer(values: Values, seconds: int) -> None:
+    manifests = render(values)
+    assert manifests.config("server.yaml")["graceSeconds"] == seconds
+    assert manifests.pod("server").spec["terminationGracePeriodSeconds"] == 10 + seconds + 15
+
+
 def test_gpu_is_requested_and_limited() -> None:
     assert "nvidia.com/gpu" not in render().text
     computed = resources(render({"gpu": {"enabled": True}}))

@@ -48,7 +48,7 @@ def test_server_reads_which_models_belong_here(strategy: str, name: str) -> None
     models = tuple(known(model) for model in CATALOGUE["sets"][name])
     # What is in an image is the set that it was built from, or the image is refused.
     set_of_image = manifest_id(name) if strategy.startswith("baked") else None
-    assert parsed(values) == Config("default", 8192, 32, None, 60, serve_undeclared=True, models=models, set_id=set_of_image)
+    assert parsed(values) == Config("default", 8192, 32, None, 820, serve_undeclared=True, models=models, set_id=set_of_image)
 
 
 def test_server_reads_how_to_serve() -> None:

@@ -125,7 +125,7 @@ numSlots: {{ .Values.server.numSlots }}
 {{- with .Values.server.numThreads }}
 numThreads: {{ . }}
 {{- end }}
-graceSeconds: {{ .Values.server.graceSeconds }}
+graceSeconds: {{ include "nlocalmodels.graceSeconds" . }}
 {{- $isLive := include "nlocalmodels.isLive" . }}
 {{- /* A running server takes a set up once it is complete; one of a baked image refuses to start with another. */}}
 {{- if or $isLive (eq .Values.storage.strategy "baked") }}

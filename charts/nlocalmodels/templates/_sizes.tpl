@@ -77,6 +77,26 @@ one request's context at least, up to 1 GiB for what decodes together. A model o
 {{- ternary (include "nlocalmodels.liveStartSeconds" .) (include "nlocalmodels.loadSeconds" .) (eq (include "nlocalmodels.isLive" .) "true") -}}
 {{- end }}
 
+{{- /* Seconds that the longest request may take: a whole context of tokens at the stated rate, a minute at least, a day at most. What a
+model's own context allows counts where the set may change the pods. */}}
+{{- define "nlocalmodels.graceSeconds" -}}
+{{- if ne (toString .Values.server.graceSeconds) "auto" -}}
+{{- int64 .Values.server.graceSeconds -}}
+{{- else -}}
+{{- $contexts := list -}}
+{{- range (include "nlocalmodels.models" . | fromJson).models -}}
+{{- $context := int64 (.context | default $.Values.server.contextTokens) -}}
+{{- $contexts = append $contexts (min $context (int64 (.contextTokens | default $context))) -}}
+{{- end -}}
+{{- $tokens := int64 .Values.server.contextTokens -}}
+{{- if and $contexts (not (include "nlocalmodels.isLive" .)) -}}
+{{- $tokens = int64 0 -}}{{- range $contexts -}}{{- $tokens = max $tokens . -}}{{- end -}}
+{{- end -}}
+{{- $rate := max 1 (int64 (.Values.server.minTokensPerSecond | default 10)) -}}
+{{- min 86400 (max 60 (div (sub (add $tokens $rate) 1) $rate)) -}}
+{{- end -}}
+{{- end }}
+
 {{- /* Seconds without progress after which a rollout counts as failed. A new pod may have to wait for a whole download. */}}
 {{- define "nlocalmodels.progressDeadlineSeconds" -}}
 {{- $download := ternary 0 (include "nlocalmodels.downloadSeconds" . | int64) (eq .Values.storage.strategy "baked") -}}

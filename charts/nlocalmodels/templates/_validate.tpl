@@ -124,8 +124,15 @@ download.proxy.{{ $name }}: '{{ . }}' is no proxy; write it as http://host:port.
 
 {{- define "nlocalmodels.validate.server" -}}
 {{- include "nlocalmodels.validate.word" (dict "path" "server.readyWhen" "value" .Values.server.readyWhen "words" (list "default" "all")) }}
-{{- range $name, $bounds := dict "contextTokens" (list 64 16777216) "numSlots" (list 1 256) "numThreads" (list 0 512) "graceSeconds" (list 0 86400) "preStopSeconds" (list 0 600) }}
-{{- include "nlocalmodels.validate.number" (dict "path" (printf "server.%s" $name) "value" (get $.Values.server $name) "low" (first $bounds) "high" (last $bounds)) }}
+{{- range $name, $bounds := dict "contextTokens" (list 64 16777216) "numSlots" (list 1 256) "numThreads" (list 0 512) "minTokensPerSecond" (list 1 1000000) "preStopSeconds" (list 0 600) }}
+{{- include "nlocalmodels.validate.number" (dict "path" (printf "server.%s" $name) "value" (ternary (get $.Values.server $name) (first $bounds) (hasKey $.Values.server $name)) "low" (first $bounds) "high" (last $bounds)) }}
+{{- end }}
+{{- if kindIs "string" .Values.server.graceSeconds }}
+{{- if ne .Values.server.graceSeconds "auto" }}
+server.graceSeconds: '{{ .Values.server.graceSeconds }}' is neither auto nor a whole number of seconds; write it as auto or 600.
+{{- end }}
+{{- else }}
+{{- include "nlocalmodels.validate.number" (dict "path" "server.graceSeconds" "value" .Values.server.graceSeconds "low" 0 "high" 86400) }}
 {{- end }}
 {{- include "nlocalmodels.validate.quantity" (dict "path" "server.minReadBandwidth" "value" .Values.server.minReadBandwidth) }}
 {{- if eq (include "nlocalmodels.bytes" .Values.server.minReadBandwidth) "0" }}
