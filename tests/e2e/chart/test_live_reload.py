@@ -186,7 +186,8 @@ def test_user_replaces_a_file_and_rolls_back(
     ("model", "reason"),
     [
         ({**source_model("tiny-c.gguf"), "sha256": "0" * 64}, "0" * 64),
-        ({**source_model("tiny-c.gguf"), "source": f"http://{HOST}/no-such.gguf"}, "no-such.gguf"),
+        # A digest that nothing on the volume has, or it would not be asked for.
+        ({**source_model("tiny-c.gguf"), "sha256": "2" * 64, "source": f"http://{HOST}/no-such.gguf"}, "no-such.gguf"),
     ],
     ids=["with a wrong digest", "whose source is gone"],
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -24,10 +25,18 @@ def values(small: Values, storage_class: Callable[[], str]) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def installed(release: Callable[..., Release], values: dict[str, Any], source: SourcePod) -> Iterator[Release]:
+def printed() -> list[str]:
+    """What Helm printed of the installation."""
+    return []
+
+
+@pytest.fixture(scope="module")
+def installed(
+    release: Callable[..., Release], values: dict[str, Any], source: SourcePod, printed: list[str]
+) -> Iterator[Release]:
     source.reset()
     installed = release("models")
-    installed.apply(values)
+    printed.append(installed.apply(values))
     yield installed
     installed.uninstall()
 
@@ -69,6 +78,18 @@ def test_pods_wait_and_serve_from_a_read_only_mount(installed: Release, kubernet
             "open('/app/models/x', 'w')",
         )
         assert "Read-only file system" in result.stderr
+
+
+def test_notes_commands_watch_the_job_and_ask_a_model(installed: Release, printed: list[str], kubernetes: Kubernetes) -> None:
+    log, rollout, forward, models, completion, _ = commands(notes(printed[0]))
+    assert re.search(r"set [0-9a-f]{12} is complete: tiny-a, tiny-b", kubernetes.shell(log))
+    assert "successfully rolled out" in kubernetes.shell(rollout)
+    # The port is forwarded in the background, as in a second terminal.
+    script = f"{forward} >/dev/null & trap 'kill $!' EXIT\n"
+    script += "for _ in $(seq 100); do curl -sf http://localhost:11434/livez >/dev/null && break; sleep 0.1; done\n"
+    listed = json.loads(kubernetes.shell(script + models.replace("curl", "curl -sS")))
+    assert {model["id"] for model in listed["data"]} == {"tiny-a", "tiny-b"}
+    assert json.loads(kubernetes.shell(script + completion.replace("curl", "curl -sS")))["model"] == "tiny-a"
 
 
 def test_helm_test_asks_every_model(installed: Release) -> None:
@@ -128,6 +149,8 @@ def test_file_copied_beside_the_others_by_any_pod_is_served_after_a_restart(
     kubernetes.shell(f"kubectl delete {n} pod/hand && kubectl rollout restart {n} deployment/{installed.fullname}")
     kubernetes.shell(f"kubectl rollout status {n} deployment/{installed.fullname} --timeout=240s")
     assert "copied" in served_ids(installed)
+    listed = kubernetes.shell(f"kubectl exec {n} deployment/{installed.fullname} -- ls /app/models")
+    assert listed.split() == ["copied.Q8_0.gguf", "my-own.Q4_K_M.gguf", "tiny-a.Q8_0.gguf", "tiny-b.F16.gguf"]
 
 
 def test_changed_set_gets_a_job_of_its_own_and_leaves_what_is_no_longer_declared_unserved(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -102,6 +103,29 @@ def test_pod_is_deleted_during_an_upgrade(installed: Release, load: Load, values
     victim = installed.pods()[0]["metadata"]["name"]
     kubernetes.kubectl("delete", "pod", victim, "-n", installed.namespace, "--wait=false")
     kubernetes.kubectl("rollout", "status", f"deployment/{installed.fullname}", "-n", installed.namespace, "--timeout=240s")
+
+
+def test_drained_pod_takes_requests_until_all_know_finishes_its_streams_and_ends_with_0(
+    installed: Release, load: Load, kubernetes: Kubernetes
+) -> None:
+    victim = installed.pods()[0]["metadata"]["name"]
+
+    def finalize(*finalizers: str) -> None:
+        patch = json.dumps({"metadata": {"finalizers": finalizers}})
+        kubernetes.kubectl("patch", "pod", victim, "-n", installed.namespace, "--type=merge", "-p", patch)
+
+    def ended() -> Any:
+        (status,) = kubernetes.get("pod", installed.namespace, victim)["status"]["containerStatuses"]
+        return status["state"].get("terminated")
+
+    # The pod's object stays until somebody has looked how it ended.
+    finalize("nlocalmodels.io/test")
+    try:
+        kubernetes.kubectl("delete", "pod", victim, "-n", installed.namespace, "--wait=false")
+        end = kubernetes.wait(ended, "the pod to end")
+    finally:
+        finalize()
+    assert (end["exitCode"], end["reason"]) == (0, "Completed")
 
 
 def test_kubelet_restarts(load: Load, cluster: Cluster) -> None:
