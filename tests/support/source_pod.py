@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import httpx
@@ -64,28 +63,48 @@ def manifests(image: str) -> str:
     return yaml.safe_dump_all(documents)
 
 
-@dataclass(frozen=True)
 class SourcePod:
-    """Speaks to the source's control paths."""
+    """Speaks to the source's control paths, over a forwarded port that is forwarded anew where a kubelet has restarted."""
 
-    url: str
+    def __init__(self, kubernetes: Kubernetes) -> None:
+        self._kubernetes = kubernetes
+        self._forwarding = contextlib.ExitStack()
+        self._url = ""
+
+    def __enter__(self) -> SourcePod:
+        self._forward()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._forwarding.close()
 
     def behave(self, rules: dict[str, dict[str, Any]]) -> None:
         """Orders how paths are answered from now on; {} is well-behaved."""
-        httpx.put(f"{self.url}/_control", json=rules, timeout=30).raise_for_status()
+        self._ask("PUT", "/_control", rules)
 
     def reset(self) -> None:
         """Behaves well and forgets all requests."""
-        httpx.delete(f"{self.url}/_control", timeout=30).raise_for_status()
-        httpx.delete(f"{self.url}/_requests", timeout=30).raise_for_status()
+        self._ask("DELETE", "/_control")
+        self._ask("DELETE", "/_requests")
 
     def requests(self, file: str = "") -> list[dict[str, Any]]:
         """Returns the requests so far, of one file or of all."""
-        answer = httpx.get(f"{self.url}/_requests", timeout=30).raise_for_status()
-        return [request for request in answer.json() if request["path"].startswith(f"/{file}")]
+        return [request for request in self._ask("GET", "/_requests").json() if request["path"].startswith(f"/{file}")]
 
     def sent_bytes(self, file: str = "") -> int:
         return sum(request["sent_bytes"] for request in self.requests(file))
+
+    def _forward(self) -> None:
+        self._forwarding.close()
+        self._url = self._forwarding.enter_context(self._kubernetes.forwarded(NAMESPACE, f"service/{NAMESPACE}", 8080))
+
+    def _ask(self, method: str, path: str, body: Any = None) -> httpx.Response:
+        try:
+            answer = httpx.request(method, self._url + path, json=body, timeout=30)
+        except httpx.TransportError:
+            self._forward()
+            answer = httpx.request(method, self._url + path, json=body, timeout=30)
+        return answer.raise_for_status()
 
 
 @contextlib.contextmanager
@@ -94,7 +113,7 @@ def deployed(kubernetes: Kubernetes, image: str) -> Iterator[SourcePod]:
     kubernetes.kubectl("apply", "-f", "-", stdin=manifests(image))
     try:
         kubernetes.kubectl("rollout", "status", f"deployment/{NAMESPACE}", "-n", NAMESPACE, "--timeout=120s")
-        with kubernetes.forwarded(NAMESPACE, f"service/{NAMESPACE}", 8080) as url:
-            yield SourcePod(url)
+        with SourcePod(kubernetes) as source:
+            yield source
     finally:
         kubernetes.kubectl("delete", "namespace", NAMESPACE, "--wait=true", "--timeout=120s")
