@@ -124,6 +124,16 @@ def test_notes_of_live_pods_say_where_to_look() -> None:
     assert "Running pods" not in included("notes", STRATEGIES["pvc"], kube_version=KUBE_VERSION)
 
 
+def test_notes_of_live_pods_say_when_a_model_cannot_be_loaded_beside_itself() -> None:
+    def limited(memory: str) -> str:
+        stated = {"resources": {"requests": {"memory": "1Gi"}, "limits": {"memory": memory}}}
+        return included("notes", merged(LIVE["pvc"], only(m=own()), stated))
+
+    # 1 GiB of weights with 1 GiB of caches, 400 MiB and 256 MiB for the server; and 1.1 GiB and 1.5 GiB for the second process.
+    assert "no room for the largest model twice, which takes 5367Mi" in limited("5366Mi")
+    assert "no room" not in limited("5367Mi")
+
+
 def test_test_waits_until_live_pods_serve_the_set() -> None:
     def told(values: Values) -> dict[str, str]:
         container = render(values, kube_version=KUBE_VERSION).pod("test").container("completions")

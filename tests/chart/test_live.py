@@ -20,7 +20,7 @@ def template(values: Values) -> Document:
 
 def changed(*layers: Values) -> list[Values]:
     """Returns values that differ in their models only."""
-    more = {
+    more: dict[str, Values] = {
         "added": {"models": {"add": {"qwen3-4b": {}}}},
         "removed": {"models": {"remove": ["gemma-2-2b-it"]}},
         "replaced": {"models": {"add": {"gemma-2-2b-it": {"source": "https://host/x.gguf", "sha256": "b" * 64}}}},

@@ -8,6 +8,9 @@ from typing import Any
 import pytest
 
 from nlocalmodels_server.engine.sizing import choose_sizes
+from nlocalmodels_server.memory import Memory
+from nlocalmodels_server.models.reload import Stamp, Target, find_shortage
+from nlocalmodels_server.workers.protocol import LoadOptions
 from support.chart import CATALOGUE, MIB, Values, bytes_of, included, merged, only, render
 
 KNOWN: dict[str, Values] = {
@@ -63,3 +66,14 @@ def test_caches_of_a_model_of_unknown_shape_have_the_server_s_budget() -> None:
     """One request's context may need more; then memory has to be stated."""
     model = {"source": "https://host/m.gguf", "sha256": "a" * 64, "sizeBytes": 1}
     assert computed(only(m=model))["m"]["kvBytes"] == 1024 * MIB
+
+
+@pytest.mark.parametrize("name", KNOWN)
+def test_model_fits_beside_its_old_process_where_the_chart_says_so(name: str) -> None:
+    values: Values = {"models": {"set": "none", "add": {name: {}}}}
+    limit_bytes = int(included("nlocalmodels.overlapBytes", values))
+    used_bytes = int(included("nlocalmodels.memoryBytes", values))
+    stamp = Stamp(1, int(KNOWN[name]["sizeBytes"]), 1)
+    target = Target(name, "m.gguf", LoadOptions(1, 1, 1), (("m.gguf", stamp),))
+    assert find_shortage(target, Memory(limit_bytes, used_bytes)) is None
+    assert find_shortage(target, Memory(limit_bytes - 2, used_bytes)) is not None

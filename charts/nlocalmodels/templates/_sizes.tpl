@@ -39,6 +39,14 @@ one request's context at least, up to 1 GiB for what decodes together. A model o
 {{- $sum -}}
 {{- end }}
 
+{{- /* Memory with which a running server loads any of its models anew beside the old process, as it judges itself
+(models/reload.py; tests/contract/test_sizes.py holds both together): the file and a tenth, and 1.5 GiB. */}}
+{{- define "nlocalmodels.overlapBytes" -}}
+{{- $largest := int64 0 -}}
+{{- range (include "nlocalmodels.models" . | fromJson).models -}}{{- $largest = max $largest (int64 .totalBytes) -}}{{- end -}}
+{{- add (include "nlocalmodels.memoryBytes" . | int64) (div (mul $largest 11) 10) 1610612736 -}}
+{{- end }}
+
 {{- /* What a volume must hold: the models and a tenth, for partial files and the filesystem itself. */}}
 {{- define "nlocalmodels.volumeBytes" -}}
 {{- div (mul (include "nlocalmodels.totalBytes" . | int64) 11) 10 -}}

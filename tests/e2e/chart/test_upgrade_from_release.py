@@ -39,7 +39,12 @@ def test_user_upgrades_with_reuse_values_turns_to_live_reload_and_goes_back(
     live_pods = uids(old)
     assert live_pods.isdisjoint(before)
     more = {"models": {"add": {"tiny-c": {"memory": "256Mi", **source_model("tiny-c.gguf")}}}}
+    # Said before it is done.
+    planned = notes(old.apply(more, "--reuse-values", "--dry-run=server"))
+    assert "This upgrade changes the models:" in planned
+    assert source.requests() == []
     printed = notes(old.apply(more, "--reuse-values"))
+    assert printed == planned
     assert [line.split()[:2] for line in printed.splitlines() if line.startswith(("  added", "  unchanged"))] == [
         ["added", "tiny-c"],
         ["unchanged", "tiny-a"],
