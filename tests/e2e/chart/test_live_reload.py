@@ -23,6 +23,10 @@ PROBE_BYTES = 64
 LIVE_SECONDS = 180.0
 
 
+# What does not differ between them is tried on one of them.
+on_claim = pytest.mark.parametrize("strategy", ["pvc"], indirect=True, scope="module")
+
+
 @pytest.fixture(scope="module", params=["pvc", "emptyDir"])
 def strategy(request: pytest.FixtureRequest) -> str:
     return str(request.param)
@@ -160,6 +164,7 @@ def test_user_adds_a_model(
     assert said(installed, "more") != "404"
 
 
+@on_claim
 def test_user_removes_a_model(installed: Release, load: Load, steady: None, values: Values, source: SourcePod) -> None:
     installed.apply(with_models(values, spare=None))
     converge(installed)
@@ -183,16 +188,16 @@ def test_user_replaces_a_file_and_rolls_back(
 
 
 @pytest.mark.parametrize(
-    ("model", "reason"),
+    ("wrong", "reason"),
     [
-        ({**source_model("tiny-c.gguf"), "sha256": "0" * 64}, "0" * 64),
+        ({"sha256": "0" * 64}, "0" * 64),
         # A digest that nothing on the volume has, or it would not be asked for.
-        ({**source_model("tiny-c.gguf"), "sha256": "2" * 64, "source": f"http://{HOST}/no-such.gguf"}, "no-such.gguf"),
+        ({"sha256": "2" * 64, "source": f"http://{HOST}/no-such.gguf"}, "no-such.gguf"),
     ],
     ids=["with a wrong digest", "whose source is gone"],
 )
 def test_user_adds_a_model_that_cannot_be_fetched_and_rolls_back(
-    model: Values,
+    wrong: Values,
     reason: str,
     installed: Release,
     load: Load,
@@ -202,6 +207,7 @@ def test_user_adds_a_model_that_cannot_be_fetched_and_rolls_back(
     strategy: str,
     kubernetes: Kubernetes,
 ) -> None:
+    model = source_model("tiny-c.gguf", **wrong)
     path = model["source"].rsplit("/", 1)[-1]
     served = {body["set"] for body in installed.readiness().values()}
     installed.apply(with_models(values, more=model))
@@ -248,6 +254,7 @@ def test_pod_that_starts_while_a_download_fails_serves_after_the_rollback(
     converge(installed)
 
 
+@on_claim
 def test_kubelet_restarts_while_a_model_is_added(
     installed: Release, load: Load, steady: None, values: Values, cluster: Cluster
 ) -> None:

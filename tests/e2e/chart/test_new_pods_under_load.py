@@ -48,23 +48,48 @@ def images(
     return values
 
 
-@pytest.fixture
-def load(kubernetes: Kubernetes, repository: str) -> Iterator[Callable[[Release, Values], Load]]:
-    """Installs a release and puts load on it until the test ends; not a request may have failed then."""
-    with contextlib.ExitStack() as stack:
-        loads: list[Load] = []
+@contextlib.contextmanager
+def used(release: Release, values: Values, repository: str) -> Iterator[tuple[Release, Load]]:
+    """Installs a release and puts load on it; at the end not a request may have failed."""
+    release.apply(values)
+    try:
+        address = f"{release.fullname}.{release.namespace}.svc.cluster.local:11434"
+        image = f"{repository}:nLocalModels"
+        with under_load(release.kubernetes, release.namespace, image, address, ["kept"]) as load:
+            yield release, load
+    finally:
+        release.uninstall()
+    assert load.failures == []
+    assert load.answers["kept"] > 100
 
-        def begin(release: Release, values: Values) -> Load:
-            stack.callback(release.uninstall)
-            release.apply(values)
-            address = f"{release.fullname}.{release.namespace}.svc.cluster.local:11434"
-            image = f"{repository}:nLocalModels"
-            loads.append(stack.enter_context(under_load(kubernetes, release.namespace, image, address, ["kept"])))
-            return loads[0]
 
-        yield begin
-    assert loads[0].failures == []
-    assert loads[0].answers["kept"] > 50
+# The tests of each leave the set behind that they found.
+@pytest.fixture(scope="module")
+def fleeting(
+    release: Callable[..., Release], own_volumes: Values, repository: str, source: SourcePod
+) -> Iterator[tuple[Release, Load]]:
+    source.reset()
+    with used(release("fleeting"), own_volumes, repository) as release_and_load:
+        yield release_and_load
+
+
+@pytest.fixture(scope="module")
+def baked(
+    release: Callable[..., Release], images: list[Values], repository: str, source: SourcePod
+) -> Iterator[tuple[Release, Load]]:
+    source.reset()
+    with used(release("images"), images[0], repository) as release_and_load:
+        yield release_and_load
+
+
+@pytest.fixture(autouse=True)
+def unharmed(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Says which test it was that cost a request."""
+    yield
+    for name in {"fleeting", "baked"} & set(request.fixturenames):
+        _, load = request.getfixturevalue(name)
+        load.settle()
+        assert load.so_far()[1] == []
 
 
 def newest(release: Release) -> Any:
@@ -81,68 +106,63 @@ def ended(release: Release, kind: str) -> Any:
     return None
 
 
+def declared(release: Release) -> set[str]:
+    return {pod["metadata"]["annotations"]["nlocalmodels.io/set"] for pod in release.pods()}
+
+
+def served(release: Release) -> set[str]:
+    return {body["set"] for body in release.readiness().values()}
+
+
 def test_user_changes_the_set_of_pods_with_volumes_of_their_own_and_rolls_back(
-    release: Callable[..., Release], load: Callable[[Release, Values], Load], own_volumes: Values, source: SourcePod
+    fleeting: tuple[Release, Load], own_volumes: Values, source: SourcePod
 ) -> None:
-    fleeting = release("fleeting")
-    load(fleeting, own_volumes)
+    release, _ = fleeting
     source.reset()
     add = {**own_volumes["models"]["add"], "more": {"memory": "256Mi", **source_model("tiny-c.gguf")}}
     del add["other"]
-    printed = fleeting.apply({**own_volumes, "models": {"set": "none", "add": add}})
+    printed = release.apply({**own_volumes, "models": {"set": "none", "add": add}})
     assert "Each new pod fetches all of them" in printed
     assert {request["path"] for request in source.requests()} == {"/tiny-a.Q8_0.gguf", "/tiny-c.gguf"}
-    fleeting.rollback()
+    release.rollback()
 
 
 def test_user_upgrades_pods_with_volumes_of_their_own_to_a_set_that_cannot_be_fetched(
-    release: Callable[..., Release],
-    load: Callable[[Release, Values], Load],
-    own_volumes: Values,
-    source: SourcePod,
-    kubernetes: Kubernetes,
+    fleeting: tuple[Release, Load], own_volumes: Values, kubernetes: Kubernetes
 ) -> None:
-    source.reset()
-    fleeting = release("fleeting")
-    of_load = load(fleeting, own_volumes)
+    release, load = fleeting
     more = {"memory": "256Mi", **source_model("tiny-c.gguf"), "sha256": "0" * 64}
     broken = {"set": "none", "add": {**own_volumes["models"]["add"], "more": more}}
-    fleeting.apply({**own_volumes, "models": broken}, wait=False)
-    end = kubernetes.wait(lambda: ended(fleeting, "initContainerStatuses"), "the init container to say why")
+    release.apply({**own_volumes, "models": broken}, wait=False)
+    end = kubernetes.wait(lambda: ended(release, "initContainerStatuses"), "the init container to say why")
     assert (end["exitCode"], end["message"].partition(":")[0]) == (13, "more")
-    of_load.settle()
-    fleeting.rollback()
-
-
-def test_user_rolls_to_an_image_with_other_models_and_back(
-    release: Callable[..., Release], load: Callable[[Release, Values], Load], images: list[Values], source: SourcePod
-) -> None:
-    source.reset()
-    baked = release("images")
-    load(baked, images[0])
-    printed = baked.apply(images[1])
-    assert "All of them come with the image; nothing is fetched." in printed
-    assert {body["set"] for body in baked.readiness().values()} == set(declared(baked))
-    baked.rollback()
-    assert source.requests() == []
-
-
-def declared(release: Release) -> list[str]:
-    return [pod["metadata"]["annotations"]["nlocalmodels.io/set"] for pod in release.pods()]
+    load.settle()
+    release.rollback()
 
 
 def test_image_whose_models_are_not_the_declared_ones_is_refused(
-    release: Callable[..., Release], load: Callable[[Release, Values], Load], images: list[Values], kubernetes: Kubernetes
+    baked: tuple[Release, Load], images: list[Values], kubernetes: Kubernetes
 ) -> None:
     """The new values, and the old image by mistake."""
-    baked = release("images")
-    of_load = load(baked, images[0])
-    baked.apply({**images[1], "storage": images[0]["storage"]}, wait=False)
-    end = kubernetes.wait(lambda: ended(baked, "containerStatuses"), "the new pod to say why")
+    release, load = baked
+    release.apply({**images[1], "storage": images[0]["storage"]}, wait=False)
+    end = kubernetes.wait(lambda: ended(release, "containerStatuses"), "the new pod to say why")
     assert end["exitCode"] == 2
     assert "does not hold the declared set" in end["message"]
     assert "chat-d.gguf" in end["message"]
-    of_load.settle()
-    # The image that belongs to the values.
-    baked.apply(images[1])
-    assert {body["set"] for body in baked.readiness().values()} == set(declared(baked))
+    load.settle()
+    release.rollback()
+
+
+def test_user_rolls_to_an_image_with_other_models_and_back(
+    baked: tuple[Release, Load], images: list[Values], source: SourcePod
+) -> None:
+    release, _ = baked
+    source.reset()
+    printed = release.apply(images[1])
+    assert "All of them come with the image; nothing is fetched." in printed
+    assert served(release) == declared(release)
+    before = declared(release)
+    release.rollback()
+    assert served(release) == declared(release) != before
+    assert source.requests() == []
