@@ -107,9 +107,6 @@ def kubelet(resolver: Path) -> dict[str, Any]:
         "evictionHard": dict.fromkeys(("nodefs.available", "nodefs.inodesFree", "imagefs.available"), "1%")
         | {"memory.available": "100Mi"},
         "imageGCHighThresholdPercent": 100,
-        # A changed ConfigMap is in the pods that mount it after so long; by default it takes a minute. Not less: a kubelet that
-        # has restarted takes pods for not ready if it looks at them a second time before it has probed them.
-        "syncFrequency": "10s",
         "featureGates": {"ImageVolume": True},
     }
 
