@@ -13,7 +13,17 @@ import yaml
 
 from nlocalmodels_downloader import watch as watch_module
 from nlocalmodels_downloader.config import Config
-from nlocalmodels_downloader.errors import ConfigError, GoneError, SpaceError, StoppedError
+from nlocalmodels_downloader.errors import (
+    ConfigError,
+    CorruptError,
+    DeniedError,
+    DownloaderError,
+    ExhaustedError,
+    GoneError,
+    RefusedError,
+    SpaceError,
+    StoppedError,
+)
 from nlocalmodels_downloader.sync import Failure
 from nlocalmodels_downloader.watch import retry_seconds, watch
 from support.downloads import wait_for
@@ -143,7 +153,7 @@ def test_rechecks_although_nothing_changes(watched: Watched) -> None:
 
 
 def _fail(config: Config) -> list[Failure]:
-    return [Failure(config.models[0], GoneError("the source has no such file"))]
+    return [Failure(config.models[0], ExhaustedError("no progress"))]
 
 
 def _raise(config: Config) -> list[Failure]:
@@ -162,6 +172,20 @@ def test_a_failure_is_tried_again_and_a_success_ends_that(
     watched.start()
     watched.wait_for_syncs(3)
     assert len([message for message in caplog.messages if "trying again" in message]) == 2
+
+
+@pytest.mark.parametrize("error", [DeniedError, GoneError, CorruptError, RefusedError])
+def test_what_another_attempt_would_say_again_waits_for_the_next_check(
+    error: type[DownloaderError], watched: Watched, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(watch_module, "FIRST_RETRY_SECONDS", 0.01)
+    watched.answer = lambda config: [Failure(config.models[0], error("as before"))]
+    watched.start()
+    wait_for(lambda: "the volume is not up to date; trying again in 300 s" in caplog.messages, "the wait")
+    watched.write(_list("b"))
+    watched.wait_for_syncs(2)
+    watched.end()
+    assert watched.syncs == [("a",), ("b",)]
 
 
 def test_a_changed_list_does_not_wait_for_the_next_try(watched: Watched) -> None:

@@ -9,7 +9,14 @@ from pathlib import Path
 from threading import Event
 
 from nlocalmodels_downloader.config import Config
-from nlocalmodels_downloader.errors import DownloaderError, StoppedError
+from nlocalmodels_downloader.errors import (
+    CorruptError,
+    DeniedError,
+    DownloaderError,
+    GoneError,
+    RefusedError,
+    StoppedError,
+)
 from nlocalmodels_downloader.followed import FollowedList
 from nlocalmodels_downloader.sync import Failure
 
@@ -17,6 +24,8 @@ log = logging.getLogger(__name__)
 
 FIRST_RETRY_SECONDS = 5.0
 MAX_RETRY_SECONDS = 300.0
+# What another attempt would say again: a wrong digest would cost the whole download each time.
+_FINAL = (DeniedError, GoneError, CorruptError, RefusedError)
 
 
 def watch(
@@ -38,9 +47,12 @@ def watch(
         if followed.refresh():
             num_failures, due_seconds = 0, time.monotonic()
         if time.monotonic() >= due_seconds:
-            num_failures = 0 if _sync(sync_once, followed.config, stop) else num_failures + 1
-            wait_seconds = recheck_seconds if num_failures == 0 else min(recheck_seconds, retry_seconds(num_failures))
-            if num_failures:
+            errors = _sync(sync_once, followed.config, stop)
+            num_failures = num_failures + 1 if errors else 0
+            wait_seconds = recheck_seconds
+            if not all(isinstance(error, _FINAL) for error in errors):
+                wait_seconds = min(recheck_seconds, retry_seconds(num_failures))
+            if errors:
                 log.warning("the volume is not up to date; trying again in %.0f s", wait_seconds)
             due_seconds = time.monotonic() + wait_seconds
         stop.wait(min(poll_seconds, max(0.0, due_seconds - time.monotonic())))
@@ -52,13 +64,14 @@ def retry_seconds(num_failures: int) -> float:
     return min(MAX_RETRY_SECONDS, FIRST_RETRY_SECONDS * 2.0 ** min(num_failures - 1, 16))
 
 
-def _sync(sync_once: Callable[[Config], list[Failure]], config: Config, stop: Event) -> bool:
+def _sync(sync_once: Callable[[Config], list[Failure]], config: Config, stop: Event) -> list[DownloaderError]:
+    """Returns what went wrong."""
     try:
-        return not sync_once(config)
+        return [failure.error for failure in sync_once(config)]
     except StoppedError:
         if not stop.is_set():
             raise
-        return True
+        return []
     except DownloaderError as error:
         log.error("%s", error)
-        return False
+        return [error]
