@@ -15,6 +15,7 @@ import pytest
 from nlocalmodels_downloader.config import Model
 from nlocalmodels_downloader.errors import CorruptError, DeniedError, DownloaderError, GoneError, RefusedError, SpaceError
 from nlocalmodels_downloader.sources import parse_source
+from nlocalmodels_downloader.volume import Verified, Volume
 from support.downloads import HUB_COMMIT, MIB, Downloads, sha256
 from support.gguf_files import bulk_gguf
 from support.model_source import Behaviour, ModelSource, Request
@@ -519,6 +520,58 @@ def test_sync_of_two_at_once_on_one_volume_publishes_the_file(downloads: Downloa
     downloads.source.requests.clear()
     assert downloads.sync(downloads.model(data)) == []
     assert downloads.source.requests == []
+
+
+def _losing(monkeypatch: pytest.MonkeyPatch, act: Callable[[Path], None], num_times: int) -> list[Path]:
+    """Lets another process act just before a partial gets its name, as one can that took this one for dead."""
+    lost: list[Path] = []
+    replacing = os.replace
+
+    def replaced(source: Path, target: Path) -> None:
+        if Path(source).suffix == ".data" and len(lost) < num_times:
+            lost.append(Path(source))
+            act(Path(source))
+        replacing(source, target)
+
+    monkeypatch.setattr(os, "replace", replaced)
+    return lost
+
+
+def test_sync_takes_the_file_of_another_process_that_was_faster_by_a_moment(
+    downloads: Downloads, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = downloads.serve()
+
+    def publish_and_take_away(partial: Path) -> None:
+        (downloads.root / "m.gguf").write_bytes(data)
+        Volume(downloads.root, "other").record_verified("m.gguf", Verified(sha256(data), "https://source.test/m.gguf"))
+        partial.unlink()
+
+    lost = _losing(monkeypatch, publish_and_take_away, num_times=1)
+    assert downloads.sync(downloads.model(data)) == []
+    assert len(lost) == 1
+    assert downloads.published() == data
+    assert _asked(downloads.source) == [(0, len(data))]
+    assert len(_manifests(downloads)) == 1
+    assert _replaced(downloads) == []
+
+
+def test_sync_fetches_again_what_another_process_took_away_before_it_was_published(
+    downloads: Downloads, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = downloads.serve()
+    lost = _losing(monkeypatch, Path.unlink, num_times=1)
+    assert downloads.sync(downloads.model(data)) == []
+    assert len(lost) == 1
+    assert downloads.published() == data
+
+
+def test_sync_names_the_volume_when_others_take_everything_away(downloads: Downloads, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = downloads.serve()
+    _losing(monkeypatch, Path.unlink, num_times=100)
+    [failure] = downloads.sync(downloads.model(data))
+    assert isinstance(failure, SpaceError)
+    assert "removed by others" in str(failure)
 
 
 def test_sync_closes_every_descriptor(downloads: Downloads) -> None:

@@ -23,7 +23,7 @@ from nlocalmodels_downloader.volume import Verified, Volume
 
 log = logging.getLogger(__name__)
 
-_MAX_LOSSES = 5
+MAX_LOSSES = 5
 
 Add = Callable[[str, int, int, str], ModelProgress]
 
@@ -67,7 +67,7 @@ class Fetcher:
             try:
                 resolved = self._resolver.resolve(file, source, known_sha256)
                 known_sha256 = resolved.sha256
-                for _ in range(_MAX_LOSSES):
+                for _ in range(MAX_LOSSES):
                     if (fetched := self._fetch_from(file, source, resolved, held)) is not None:
                         return fetched
                     log.warning("%s: another process took this one for dead and has what it had; going on", file.id)

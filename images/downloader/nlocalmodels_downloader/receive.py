@@ -134,19 +134,20 @@ class Receiver:
             return Received(name, problem=f"cannot be read ({error.strerror}); copy it again.")
         if (problem := self._not_to_be_replaced(name, digest)) is not None:
             return Received(name, size_bytes, digest, problem)
-        self._publish(path, digest)
+        if not self._publish(path, digest):
+            return Received(name, size_bytes, digest, "was removed while it was checked; copy it again.")
         return Received(name, size_bytes, digest)
 
-    def _publish(self, path: Path, digest: str) -> None:
+    def _publish(self, path: Path, digest: str) -> bool:
         with naming_space_errors(self._volume.root):
             if (there := self._volume.verified(path.name)) is not None and there.sha256 == digest:
                 log.info("%s: the same file is there already", path.name)
                 path.unlink()
-                return
+                return True
             if self._is_durable:
                 with path.open("rb") as file:
                     os.fsync(file.fileno())
-        self._volume.publish(path, path.name, Verified(digest, FOUND_ON_VOLUME), self._is_durable)
+        return self._volume.publish(path, path.name, Verified(digest, FOUND_ON_VOLUME), self._is_durable)
 
     def _not_to_be_replaced(self, name: str, digest: str) -> str | None:
         """Returns why a file of this name must be left to the downloader, None if it may be published.

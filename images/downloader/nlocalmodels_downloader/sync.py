@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from nlocalmodels_downloader.config import Config, Model
 from nlocalmodels_downloader.errors import DownloaderError, SpaceError, StoppedError
-from nlocalmodels_downloader.fetch import Fetched, Fetcher
+from nlocalmodels_downloader.fetch import MAX_LOSSES, Fetched, Fetcher
 from nlocalmodels_downloader.gguf import check_gguf
 from nlocalmodels_downloader.leftovers import discard_leftovers
 from nlocalmodels_downloader.manifest import ManifestEntry, Shard, files_of_sets, write_manifest
@@ -101,7 +101,17 @@ class Synchronizer:
             return Failure(model, error)
 
     def _bring(self, model: Model) -> ManifestEntry:
-        """Fetches what is missing of a model, then publishes it; the first shard last, since it is what the server loads."""
+        for _ in range(MAX_LOSSES):
+            if (entry := self._bring_unless_lost(model)) is not None:
+                return entry
+            log.warning("%s: another process took this one for dead before its file was published; looking again", model.id)
+        raise SpaceError(f"{model.file}: what is fetched is removed by others again and again; see who shares the volume.")
+
+    def _bring_unless_lost(self, model: Model) -> ManifestEntry | None:
+        """Fetches what is missing of a model, then publishes it; the first shard last, since it is what the server loads.
+
+        None when another process removed what was about to be published, most likely since it has published it itself.
+        """
         if self._stop.is_set():
             raise StoppedError("stopped; the next run goes on from here.")
         with ExitStack() as held:
@@ -113,8 +123,8 @@ class Synchronizer:
                     fetched.append(self._fetcher.fetch(file, held))
                     digest = fetched[-1].verified.sha256
                 digests[file.file] = digest
-            for one in reversed(fetched):
-                self._publish(one)
+            if not all(self._publish(one) for one in reversed(fetched)):
+                return None
         shards = tuple(Shard(file.file, digests[file.file], self._size(file)) for file in model.shards)
         if not fetched:
             log.info("%s: %s is present and verified, nothing to fetch", model.id, model.file)
@@ -123,18 +133,21 @@ class Synchronizer:
         self._board.finish(model.id, Outcome.FETCHED if fetched else Outcome.KEPT)
         return ManifestEntry(model.id, model.file, digests[model.file], self._size(model), shards)
 
-    def _publish(self, fetched: Fetched) -> None:
+    def _publish(self, fetched: Fetched) -> bool:
+        """Returns False when the file has neither been published now nor before, and is lost."""
         if fetched.partial is None:
-            return
+            return True
         file = fetched.file
         if (there := self._volume.verified(file.file)) is not None and there.sha256 == fetched.verified.sha256:
             # Where locks lie, whoever has published it may remove what this process has.
             fetched.partial.discard()
-            return
+            return True
         self._keep_former(file.file, fetched.verified.sha256)
-        self._volume.publish(fetched.partial.data_path, file.file, fetched.verified, self._settings.is_durable)
+        is_published = self._volume.publish(fetched.partial.data_path, file.file, fetched.verified, self._settings.is_durable)
         fetched.partial.discard()
-        log.info("%s: %s is published, sha256 %s", file.id, file.file, fetched.verified.sha256)
+        if is_published:
+            log.info("%s: %s is published, sha256 %s", file.id, file.file, fetched.verified.sha256)
+        return is_published
 
     def _digest_on_volume(self, file: Model) -> str | None:
         """Returns the digest of a file that is there and as declared, None if it has to be fetched."""
@@ -172,8 +185,7 @@ class Synchronizer:
             path.unlink()
             return False
         self._keep_former(file.file, digest)
-        self._volume.publish(path, file.file, Verified(digest, str(file.source)), self._settings.is_durable)
-        return True
+        return self._volume.publish(path, file.file, Verified(digest, str(file.source)), self._settings.is_durable)
 
     def _keep_former(self, file: str, next_sha256: str) -> None:
         """Keeps what a name means now, if a set on the volume needs it and there is to be more than the current one."""

@@ -104,20 +104,25 @@ class Volume:
         """Records a digest that was just computed. `is_durable` says that the disk has the bytes."""
         self._write_record(file, _record(verified, self.path(file), is_durable))
 
-    def publish(self, data_path: Path, file: str, verified: Verified, is_durable: bool = False) -> None:
+    def publish(self, data_path: Path, file: str, verified: Verified, is_durable: bool = False) -> bool:
         """Gives finished and verified bytes their own name, at once.
 
         A file of another hand that has the name is kept under `replaced/`; one that the downloader put there is replaced.
+        Returns False when the bytes have gone: where locks lie, another process may have taken this one for dead.
         """
         target = self.path(file)
         with naming_space_errors(self.root), self._publishing():
-            if os.path.lexists(target) and not self.is_own(file):
-                self._keep_replaced(file)
-            os.chmod(data_path, 0o644)
-            self._announce(data_path, file, verified, is_durable)
-            os.replace(data_path, target)
+            try:
+                os.chmod(data_path, 0o644)
+                if os.path.lexists(target) and not self.is_own(file):
+                    self._keep_replaced(file)
+                self._announce(data_path, file, verified, is_durable)
+                os.replace(data_path, target)
+            except FileNotFoundError:
+                return False
             sync_folder(self.root)
             self.record_verified(file, verified, is_durable)
+        return True
 
     def content(self, file: str) -> str | None:
         """Returns the digest recorded for a file that is the recorded one by size, inode and mtime, as any node sees them."""
