@@ -7,7 +7,6 @@ import os
 import re
 import signal
 import socket
-import struct
 import threading
 import time
 from collections.abc import Iterator
@@ -15,8 +14,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 _RANGE = re.compile(rb"\r\nrange: bytes=(\d+)-(\d+)\r\n", re.IGNORECASE)
-_COUNTERS = struct.Struct("QQ")
 _PIECE_BYTES = 256 * 1024
+_SENT_BYTES, _NUM_SENDING = 0, 1
 
 
 class FileOrigin:
@@ -24,7 +23,8 @@ class FileOrigin:
         self._path = path
         self._size_bytes = path.stat().st_size
         self._bytes_per_second = bytes_per_second
-        self._shared = mmap.mmap(-1, mmap.PAGESIZE)
+        # Items of a view are written in one piece; struct.pack_into writes zeros first, which another process can see.
+        self._counters = memoryview(mmap.mmap(-1, mmap.PAGESIZE)).cast("Q")
         self._lock = threading.Lock()
         self._listening = socket.create_server(("127.0.0.1", 0), backlog=256)
         self.url = f"http://127.0.0.1:{self._listening.getsockname()[1]}/{path.name}"
@@ -32,11 +32,11 @@ class FileOrigin:
     @property
     def sent_bytes(self) -> int:
         """Bytes of bodies, without those of probes."""
-        return int(_COUNTERS.unpack_from(self._shared)[0])
+        return self._counters[_SENT_BYTES]
 
     @property
     def num_sending(self) -> int:
-        return int(_COUNTERS.unpack_from(self._shared)[1])
+        return self._counters[_NUM_SENDING]
 
     @contextmanager
     def running(self) -> Iterator[FileOrigin]:
@@ -91,5 +91,5 @@ class FileOrigin:
 
     def _count(self, num_bytes: int, num_sending: int) -> None:
         with self._lock:
-            sent_bytes, sending = _COUNTERS.unpack_from(self._shared)
-            _COUNTERS.pack_into(self._shared, 0, sent_bytes + num_bytes, sending + num_sending)
+            self._counters[_SENT_BYTES] += num_bytes
+            self._counters[_NUM_SENDING] += num_sending
