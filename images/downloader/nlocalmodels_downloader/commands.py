@@ -121,7 +121,9 @@ def run_plan(call: Call) -> int:
         call.say(f"to fetch: {human_bytes(fetch_bytes)}", "plan", fetchBytes=fetch_bytes)
         if (plan := _plan_prune(config)) is not None:
             removed = [{"file": file.file, "sizeBytes": file.size_bytes} for file in plan.files]
-            call.say(str(plan), "prune", files=removed, sets=plan.sets, freedBytes=plan.freed_bytes, problem=plan.problem)
+            partials = [{"sha256": one.key, "workspace": one.workspace, "sizeBytes": one.size_bytes} for one in plan.partials]
+            results = {"files": removed, "partials": partials, "sets": plan.sets, "problem": plan.problem}
+            call.say(str(plan), "prune", **results, freedBytes=plan.freed_bytes)
     return 0
 
 
@@ -130,8 +132,14 @@ def _plan_prune(config: Config) -> PrunePlan | None:
     if config.prune_keep_sets is None:
         return None
     # A set without a manifest yet has no id that is known without the network, so its files are named instead.
-    declared_files = {file.file for model in config.models for file in model.files}
-    return plan_prune(config.model_path, config.prune_keep_sets, _current_set(config) or "", declared_files)
+    declared = [file for model in config.models for file in model.files]
+    return plan_prune(
+        config.model_path,
+        config.prune_keep_sets,
+        _current_set(config) or "",
+        {file.file for file in declared},
+        {file.sha256 for file in declared if file.sha256},
+    )
 
 
 def _current_set(config: Config) -> str | None:

@@ -1,4 +1,4 @@
-"""Removes the files of sets that are no longer kept: only what the downloader itself published, and nothing in doubt."""
+"""Removes what no kept set needs: only what the downloader itself put on the volume, and nothing in doubt."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ import logging
 import os
 from collections.abc import Collection
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from nlocalmodels_downloader.forgotten import Forgotten, discard_forgotten, find_forgotten
 from nlocalmodels_downloader.former import FORMER_FOLDER
 from nlocalmodels_downloader.manifest import ManifestEntry, ManifestError, Shard, manifest_paths, read_manifest
 from nlocalmodels_downloader.progress import human_bytes
@@ -28,30 +29,36 @@ class PrunePlan:
     files: tuple[Shard, ...] = ()
     sets: tuple[str, ...] = ()
     problem: str | None = None
+    wanted_keys: frozenset[str] = frozenset()
+    partials: tuple[Forgotten, ...] = ()
 
     @property
     def freed_bytes(self) -> int:
-        return sum(file.size_bytes for file in self.files)
+        return sum(file.size_bytes for file in self.files) + sum(partial.size_bytes for partial in self.partials)
 
     def __str__(self) -> str:
         if self.problem is not None:
             return f"to prune: nothing ({self.problem})"
         lines = [f"to prune: {file.file} ({human_bytes(file.size_bytes)})" for file in self.files]
+        lines += [f"to prune: {partial} ({human_bytes(partial.size_bytes)})" for partial in self.partials]
         sets = f"sets {', '.join(self.sets)}" if self.sets else "no set"
         return "\n".join([*lines, f"to prune: {sets}, {human_bytes(self.freed_bytes)} in all"])
 
 
-def plan_prune(root: Path, keep_sets: int, current_set: str, declared_files: Collection[str] = ()) -> PrunePlan:
+def plan_prune(
+    root: Path, keep_sets: int, current_set: str, declared_files: Collection[str] = (), wanted_keys: Collection[str] = ()
+) -> PrunePlan:
     """Decides from the volume alone and changes nothing.
 
     Args:
         keep_sets: how many sets stay, the current one among them.
         current_set: the id of the set that has just become complete.
         declared_files: files that stay in any case; needed only where the current set has no manifest yet.
+        wanted_keys: digests of files that are still to be fetched: what anybody has of them stays.
     """
     if keep_sets < 1:
         raise ValueError(f"keep_sets is {keep_sets}, but the current set always stays; give 1 or more")
-    plan = PrunePlan(root, keep_sets, current_set, frozenset(declared_files))
+    plan = PrunePlan(root, keep_sets, current_set, frozenset(declared_files), wanted_keys=frozenset(wanted_keys))
     manifests: dict[str, tuple[ManifestEntry, ...]] = {}
     try:
         for path in manifest_paths(root / STATE_FOLDER / "sets"):
@@ -78,7 +85,8 @@ def plan_prune(root: Path, keep_sets: int, current_set: str, declared_files: Col
         if sha256 not in needed:
             name = f"{STATE_FOLDER}/{FORMER_FOLDER}/{sha256}"
             files[name] = Shard(name, sha256, size_bytes)
-    return PrunePlan(root, keep_sets, current_set, plan.declared_files, tuple(files.values()), tuple(removed_sets))
+    partials = find_forgotten(volume, plan.wanted_keys)
+    return replace(plan, files=tuple(files.values()), sets=tuple(removed_sets), partials=partials)
 
 
 def apply_prune(plan: PrunePlan) -> int:
@@ -86,11 +94,13 @@ def apply_prune(plan: PrunePlan) -> int:
 
     A set's manifest goes after its files, so a kill in between leaves what the next plan needs.
     """
-    if not plan.sets:
+    if not (plan.sets or plan.partials):
         return 0
-    now = plan_prune(plan.root, plan.keep_sets, plan.current_set, plan.declared_files)
+    now = plan_prune(plan.root, plan.keep_sets, plan.current_set, plan.declared_files, plan.wanted_keys)
     state = plan.root / STATE_FOLDER
-    freed_bytes = 0
+    freed_bytes = discard_forgotten(Volume(plan.root, "prune"), [one for one in plan.partials if one in now.partials])
+    if not plan.sets:
+        return freed_bytes
     num_failures = 0
     for file in plan.files:
         if file not in now.files:
@@ -142,4 +152,4 @@ def _is_published(volume: Volume, file: str, sha256: str) -> bool:
 
 def _refused(plan: PrunePlan, problem: str) -> PrunePlan:
     log.warning("prune: nothing is removed: %s", problem)
-    return PrunePlan(plan.root, plan.keep_sets, plan.current_set, plan.declared_files, problem=problem)
+    return replace(plan, problem=problem)

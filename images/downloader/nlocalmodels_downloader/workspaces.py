@@ -113,7 +113,7 @@ class Workspaces:
         Args:
             keys_done: the keys of the files that are published.
         """
-        for folder in self._others():
+        for folder in self.others():
             try:
                 keys = keys_done - leased_keys(self._leases)
                 names = set(os.listdir(folder))
@@ -131,7 +131,16 @@ class Workspaces:
         """Whether another process has the workspace of this name."""
         return self._partials / name != self._own and _is_locked(self._partials / name / _LOCK)
 
-    def _others(self) -> list[Path]:
+    def discard(self, name: str, key: str) -> bool:
+        """Removes what the workspace of this name has of a file, and the workspace if that leaves it empty.
+
+        Returns:
+            False when a live process has it.
+        """
+        return _remove_if_free(self._partials / name, {f"{key}{suffix}" for suffix in _SUFFIXES})
+
+    def others(self) -> list[Path]:
+        """Returns the folders of all other processes, live and dead."""
         try:
             return sorted(path for path in self._partials.iterdir() if path != self._own and path.is_dir())
         except OSError:
@@ -140,7 +149,7 @@ class Workspaces:
     def _others_by_bytes(self, key: str) -> list[Path]:
         """Returns the workspaces that have something of the file, the one with most of it first."""
         num_bytes: dict[Path, int] = {}
-        for folder in self._others():
+        for folder in self.others():
             with suppress(OSError):
                 if (claims := read_claims(folder, key)).header:
                     num_bytes[folder] = claims.num_bytes
@@ -194,13 +203,14 @@ def _give_back(folder: Path, lock: int) -> None:
     os.close(lock)
 
 
-def _remove_if_free(folder: Path, names: set[str]) -> None:
+def _remove_if_free(folder: Path, names: set[str]) -> bool:
     """Removes files of a workspace, and the workspace if that leaves it empty, unless a live process has it."""
     lock = _take(folder)
     if lock is None:
-        return
+        return False
     try:
         for name in sorted(names):
             (folder / name).unlink(missing_ok=True)
     finally:
         _give_back(folder, lock)
+    return True
