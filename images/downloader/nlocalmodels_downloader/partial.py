@@ -12,11 +12,11 @@ import json
 import os
 import re
 import threading
-import zlib
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+from nlocalmodels_downloader import checksum
 from nlocalmodels_downloader.errors import SpaceError
 from nlocalmodels_downloader.segments import BLOCK_BYTES, num_blocks
 
@@ -101,7 +101,7 @@ class Partial:
         data = buffer[:length]
         if not is_claim:
             return data
-        is_good = len(data) == self._block_bytes(block) and zlib.crc32(data) == crc32
+        is_good = len(data) == self._block_bytes(block) and checksum.crc32(data) == crc32
         with self._changed:
             if self.generation == generation:
                 self._claimed.discard(block)

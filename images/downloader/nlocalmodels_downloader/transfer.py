@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import logging
 import threading
-import zlib
 from dataclasses import dataclass, replace
 
+from nlocalmodels_downloader import checksum
 from nlocalmodels_downloader.clients import Client, RemoteFile
 from nlocalmodels_downloader.connections import Crew
 from nlocalmodels_downloader.errors import CorruptError, ExpiredError, RangeError, StoppedError, TransientError
@@ -195,7 +195,7 @@ class Transfer:
             block_end = min((block + 1) * BLOCK_BYTES, self._partial.size_bytes)
             piece = view[: block_end - cursor.position]
             self._partial.write(cursor.position, piece)
-            cursor.block_crc32 = zlib.crc32(piece, cursor.block_crc32)
+            cursor.block_crc32 = checksum.crc32(piece, cursor.block_crc32)
             cursor.position += len(piece)
             self._progress.received(len(piece))
             if cursor.position == block_end:
