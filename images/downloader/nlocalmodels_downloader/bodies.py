@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import http.client
 import io
 import ssl
@@ -41,7 +42,7 @@ def read_body(body: http.client.HTTPResponse, buffer: memoryview, until_seconds:
 
 def _tls_read(body: http.client.HTTPResponse) -> Callable[[memoryview], int]:
     connection = getattr(getattr(body.fp, "raw", None), "_sock", None)
-    if isinstance(connection, ssl.SSLSocket):
-        tls_read = connection.read
-        return lambda buffer: tls_read(len(buffer), buffer)  # type: ignore[return-value]
+    if isinstance(connection, ssl.SSLSocket) and (tls := connection._sslobj) is not None:  # type: ignore[attr-defined]
+        # 0 stands for as much as the buffer takes.
+        return functools.partial(tls.read, 0)
     return body.fp.readinto1
