@@ -101,6 +101,18 @@ def test_no_models_declared_is_not_the_same_as_nothing_said_of_them() -> None:
         ({"models": ["a.gguf"]}, "models[0]: must be a mapping; known keys are id, file, "),
         ({"models": [{**MODEL, "context": 1}]}, "models[0].context: unknown key; known are id, file, contextTokens, "),
         ({"models": [MODEL, {"file": "b.gguf"}]}, "models[1].id: is missing; give "),
+        (
+            {"models": [{**MODEL, "kvType": "q4"}]},
+            "models[0].kvType: 'q4' is not known; set it to f16 or q8_0 or f32, or leave it out.",
+        ),
+        (
+            {"models": [{**MODEL, "kvType": "q8_0", "flashAttention": False}]},
+            "models[0].kvType: 'q8_0' needs flash attention; ",
+        ),
+        ({"models": [{**MODEL, "flashAttention": "on"}]}, "models[0].flashAttention: 'on' is neither true nor false; "),
+        ({"models": [{**MODEL, "load": "lazy"}]}, "models[0].load: 'lazy' is not known; set it to boot or onDemand"),
+        ({"models": [{**MODEL, "numPrefillThreads": 0}]}, "models[0].numPrefillThreads: 0 is not a whole number from 1 to 512"),
+        ({"hangSeconds": 0}, "hangSeconds: 0 is not a whole number from 1 to 86400"),
         ({"models": [{"id": "a b", "file": "b.gguf"}]}, "models[0].id: 'a b' is not usable; give "),
         ({"models": [{"id": "a"}]}, "models[0].file: is missing; give "),
         ({"models": [{**MODEL, "numSlots": 0}]}, "models[0].numSlots: 0 is not a whole number from 1 to 256; "),

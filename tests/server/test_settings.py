@@ -60,11 +60,21 @@ def test_read_settings_takes_every_variable() -> None:
         ("RELOAD", "rollout"),
         ("RELOAD_SECONDS", "nan"),
         ("RELOAD_SECONDS", "soon"),
+        ("MAX_REQUESTS", "0"),
+        ("REQUEST_SECONDS", "1e3"),
+        ("HANG_SECONDS", "0"),
     ],
 )
 def test_read_settings_names_a_wrong_variable(name: str, value: str) -> None:
     with pytest.raises(SettingsError, match=f"{name}='{value}'"):
         read_settings({name: value})
+
+
+def test_limits_of_requests_come_from_server_yaml_or_the_environment(tmp_path: Path) -> None:
+    path = tmp_path / "server.yaml"
+    path.write_text("maxRequests: 7\nrequestSeconds: 8\nhangSeconds: 9\n")
+    settings = read_settings({"SERVER_CONFIG": str(path), "HANG_SECONDS": "10"})
+    assert (settings.max_requests, settings.request_seconds, settings.hang_seconds) == (7, 8, 10)
 
 
 def test_grace_of_zero_seconds_is_none() -> None:

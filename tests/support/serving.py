@@ -51,6 +51,13 @@ class RunningServer:
             time.sleep(0.05)
         raise AssertionError(f"{path} did not answer {status} in {_DEADLINE_SECONDS} s:\n{self.log()}")
 
+    def wait_for_state(self, model_id: str, state: str) -> None:
+        """Polls until /readyz says so of a model."""
+        deadline = time.monotonic() + _DEADLINE_SECONDS
+        while self.get("/readyz").json()["models"][model_id]["state"] != state:
+            assert time.monotonic() < deadline, self.log()
+            time.sleep(0.02)
+
     def worker_pid(self, model_id: str) -> int:
         """Returns the process that serves a model, found by what the server's log says of it."""
         lines = [line for line in self.log().splitlines() if f"{model_id}: ready" in line]

@@ -5,6 +5,9 @@ contextTokens: 8192       # of models that say nothing else, as the next two
 numSlots: 32
 numThreads: 4
 graceSeconds: 60
+maxRequests: 512          # per model, under way and waiting
+requestSeconds: 3600      # the most for one of them
+hangSeconds: 120          # without a sign of life, until a model's process is ended
 serveUndeclared: true     # files that no set declares, such as a person's
 defaultModel: llama-2-7b-chat
 reload: live              # off | live: whether a running server follows this file and the folder
@@ -12,7 +15,13 @@ set: 0a1b2c3d4e5f         # the set that `models` describes; with reload live, w
 models:                   # without this key, what is in the folder is served
   - id: llama-2-7b-chat
     file: llama-2-7b-chat.Q4_K_M.gguf
-    contextTokens: 4096   # optional, as numSlots and numThreads
+    contextTokens: 4096   # optional, as all that follow
+    numSlots: 8
+    numThreads: 2
+    numPrefillThreads: 2  # for steps of more than one token, which all are that have several requests
+    kvType: f16           # f16 | q8_0 | f32: how keys and values are kept
+    flashAttention: true
+    load: boot            # boot | onDemand: whether it loads at the start or with its first request
 """
 
 from __future__ import annotations
@@ -28,9 +37,19 @@ from nlocalmodels_server.models.model_ids import parse_shard
 
 # By key: the least and the most. The environment's variables of these names have the same bounds.
 BOUNDS = {"contextTokens": (64, 1 << 24), "numSlots": (1, 256), "numThreads": (1, 512), "graceSeconds": (0, 86400)}
+# What the chart does not write, but a person may.
+OWN_BOUNDS = {
+    "maxRequests": (1, 65536),
+    "requestSeconds": (1, 86400),
+    "hangSeconds": (1, 86400),
+    "numPrefillThreads": BOUNDS["numThreads"],
+}
 _OPTION_KEYS = ("contextTokens", "numSlots", "numThreads")
-_KEYS = ("readyWhen", *_OPTION_KEYS, "graceSeconds", "serveUndeclared", "defaultModel", "reload", "set", "models")
-_MODEL_KEYS = ("id", "file", *_OPTION_KEYS)
+_LIMIT_KEYS = ("graceSeconds", "maxRequests", "requestSeconds", "hangSeconds")
+_KEYS = ("readyWhen", *_OPTION_KEYS, *_LIMIT_KEYS, "serveUndeclared", "defaultModel", "reload", "set", "models")
+_MODEL_OPTION_KEYS = (*_OPTION_KEYS, "numPrefillThreads")
+_MODEL_KEYS = ("id", "file", *_MODEL_OPTION_KEYS, "kvType", "flashAttention", "load")
+KV_TYPES = ("f16", "q8_0", "f32")
 _SET = re.compile(r"[0-9a-f]{12}")
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 # As deep as the scan looks, and nothing that it does not look at.
@@ -46,6 +65,10 @@ class DeclaredModel:
     context_tokens: int | None = None
     num_slots: int | None = None
     num_threads: int | None = None
+    num_prefill_threads: int | None = None
+    kv_type: str | None = None
+    flash_attention: bool | None = None
+    load: Literal["boot", "onDemand"] = "boot"
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +86,9 @@ class Config:
     default_model: str | None = None
     reload: Literal["off", "live"] | None = None
     set_id: str | None = None
+    max_requests: int | None = None
+    request_seconds: int | None = None
+    hang_seconds: int | None = None
 
 
 def load_config(path: Path, must_exist: bool) -> tuple[Config, list[str]]:
@@ -97,15 +123,16 @@ def parse_config(document: object) -> tuple[Config, list[str]]:
         reload = "off"  # which is what YAML makes of a bare off
     if reload not in (None, "off", "live"):
         problems.append(f"reload: {_shown(reload)} is not known; set it to off or live.")
-    serve_undeclared = document.get("serveUndeclared")
-    if not (serve_undeclared is None or isinstance(serve_undeclared, bool)):
-        problems.append(f"serveUndeclared: {_shown(serve_undeclared)} is neither true nor false; set it so or leave it out.")
+    serve_undeclared = _boolean(document, "serveUndeclared", "", problems)
     config = Config(
         ready_when=ready_when,
         context_tokens=_integer(document, "contextTokens", "", problems),
         num_slots=_integer(document, "numSlots", "", problems),
         num_threads=_integer(document, "numThreads", "", problems),
         grace_seconds=_integer(document, "graceSeconds", "", problems),
+        max_requests=_integer(document, "maxRequests", "", problems),
+        request_seconds=_integer(document, "requestSeconds", "", problems),
+        hang_seconds=_integer(document, "hangSeconds", "", problems),
         serve_undeclared=serve_undeclared is not False,
         models=_parse_models(document["models"], problems) if "models" in document else None,
         default_model=_optional(document, "defaultModel", _ID, "give the id of a model or leave it out", problems),
@@ -142,10 +169,27 @@ def _parse_model(entry: object, where: str, problems: list[str]) -> DeclaredMode
     shard = parse_shard(file) if file is not None else None
     if shard is not None and shard.index != 1:
         problems.append(f"{where}.file: '{file}' is a later shard; give the first one, -00001-of-{shard.count:05d}.gguf.")
-    context_tokens, num_slots, num_threads = (_integer(entry, key, f"{where}.", problems) for key in _OPTION_KEYS)
+    context_tokens, num_slots, num_threads, num_prefill_threads = (
+        _integer(entry, key, f"{where}.", problems) for key in _MODEL_OPTION_KEYS
+    )
+    kv_type = _choice(entry, "kvType", KV_TYPES, where, problems)
+    flash_attention = _boolean(entry, "flashAttention", f"{where}.", problems)
+    load = _choice(entry, "load", ("boot", "onDemand"), where, problems)
+    if kv_type == "q8_0" and flash_attention is False:
+        problems.append(f"{where}.kvType: 'q8_0' needs flash attention; leave flashAttention out or set it to true.")
     if model_id is None or file is None:
         return None
-    return DeclaredModel(model_id, file, context_tokens, num_slots, num_threads)
+    return DeclaredModel(
+        model_id,
+        file,
+        context_tokens,
+        num_slots,
+        num_threads,
+        num_prefill_threads,
+        kv_type,
+        flash_attention,
+        "onDemand" if load == "onDemand" else "boot",
+    )
 
 
 def _refuse_unknown(mapping: dict[Any, Any], known: tuple[str, ...], prefix: str, problems: list[str]) -> None:
@@ -168,9 +212,25 @@ def _text(mapping: dict[Any, Any], key: str, form: re.Pattern[str], where: str, 
     return None
 
 
+def _choice(mapping: dict[Any, Any], key: str, known: tuple[str, ...], where: str, problems: list[str]) -> str | None:
+    value = mapping.get(key)
+    if value is None or value in known:
+        return value
+    problems.append(f"{where}.{key}: {_shown(value)} is not known; set it to {' or '.join(known)}, or leave it out.")
+    return None
+
+
+def _boolean(mapping: dict[Any, Any], key: str, prefix: str, problems: list[str]) -> bool | None:
+    value = mapping.get(key)
+    if value is None or isinstance(value, bool):
+        return value
+    problems.append(f"{prefix}{key}: {_shown(value)} is neither true nor false; set it so or leave it out.")
+    return None
+
+
 def _integer(mapping: dict[Any, Any], key: str, prefix: str, problems: list[str]) -> int | None:
     value = mapping.get(key)
-    low, high = BOUNDS[key]
+    low, high = (BOUNDS | OWN_BOUNDS)[key]
     if value is None or (type(value) is int and low <= value <= high):
         return value
     problems.append(f"{prefix}{key}: {_shown(value)} is not a whole number from {low} to {high}; set it so or leave it out.")

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from nlocalmodels_server.config import BOUNDS, Config, DeclaredModel, load_config
+from nlocalmodels_server.config import BOUNDS, OWN_BOUNDS, Config, DeclaredModel, load_config
 
 DEFAULT_CONFIG_PATH = Path("/etc/nlocalmodels/server.yaml")
 
@@ -23,7 +23,8 @@ class Settings:
     With `reload` live, a running server follows server.yaml and the folder; `set_id` is the set that `models` describes.
     `ready_when` decides what readiness asks of models: `default` that the default model serves and none is still loading,
     `all` that moreover none has failed. `models` are those that belong here; None declares nothing, and what is in the folder
-    is served. `serve_undeclared` is about files that neither they nor a set on the volume name.
+    is served. `serve_undeclared` is about files that neither they nor a set on the volume name. `max_requests`,
+    `request_seconds` and `hang_seconds` are those of RequestLimits.
     """
 
     model_path: Path = Path("/app/models")
@@ -41,6 +42,9 @@ class Settings:
     reload: Literal["off", "live"] = "off"
     reload_seconds: float = 2.0
     set_id: str | None = None
+    max_requests: int = 512
+    request_seconds: int = 3600
+    hang_seconds: int = 120
 
 
 class SettingsSource:
@@ -105,6 +109,9 @@ def read_settings(environ: Mapping[str, str]) -> Settings:
     num_slots = _integer(environ, "NUM_SLOTS", BOUNDS["numSlots"], problems)
     num_threads = _integer(environ, "NUM_THREADS", BOUNDS["numThreads"], problems)
     grace_seconds = _integer(environ, "GRACE_SECONDS", BOUNDS["graceSeconds"], problems)
+    max_requests = _integer(environ, "MAX_REQUESTS", OWN_BOUNDS["maxRequests"], problems)
+    request_seconds = _integer(environ, "REQUEST_SECONDS", OWN_BOUNDS["requestSeconds"], problems)
+    hang_seconds = _integer(environ, "HANG_SECONDS", OWN_BOUNDS["hangSeconds"], problems)
     if problems:
         raise SettingsError(" ".join(problems))
     return Settings(
@@ -125,6 +132,9 @@ def read_settings(environ: Mapping[str, str]) -> Settings:
         reload="live" if reload == "live" else "off",
         reload_seconds=reload_seconds or defaults.reload_seconds,
         set_id=config.set_id,
+        max_requests=max_requests or config.max_requests or defaults.max_requests,
+        request_seconds=request_seconds or config.request_seconds or defaults.request_seconds,
+        hang_seconds=hang_seconds or config.hang_seconds or defaults.hang_seconds,
     )
 
 
@@ -140,6 +150,7 @@ def _models(
             context_tokens=None if context_tokens else model.context_tokens,
             num_slots=None if num_slots else model.num_slots,
             num_threads=None if num_threads else model.num_threads,
+            num_prefill_threads=None if num_threads else model.num_prefill_threads,
         )
         for model in config.models
     )

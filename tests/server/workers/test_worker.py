@@ -14,7 +14,7 @@ import pytest
 
 from nlocalmodels_server.workers.exits import describe_exit
 from support.gguf_files import write_llama
-from support.serving import RunningServer, running_server
+from support.serving import running_server
 
 
 @pytest.fixture
@@ -24,13 +24,6 @@ def two_models(tmp_path: Path) -> Path:
     write_llama(folder / "victim.gguf", seed=1, context_length=16384)
     write_llama(folder / "bystander.gguf", seed=2, context_length=16384)
     return folder
-
-
-def wait_for_state(server: RunningServer, model_id: str, state: str) -> None:
-    deadline = time.monotonic() + 60
-    while server.get("/readyz").json()["models"][model_id]["state"] != state:
-        assert time.monotonic() < deadline, server.log()
-        time.sleep(0.02)
 
 
 def test_killed_worker_fails_its_requests_and_is_started_again(two_models: Path, tmp_path: Path) -> None:
@@ -54,7 +47,7 @@ def test_killed_worker_fails_its_requests_and_is_started_again(two_models: Path,
         with pytest.raises(openai.APIError, match="was ended by SIGKILL"):
             for _ in stream:
                 pass
-        wait_for_state(server, "victim", "ready")
+        server.wait_for_state("victim", "ready")
         thread.join(60)
         assert len("".join(bystander)) == 3000
         assert client.completions.create(model="victim", prompt="x", max_tokens=2).choices[0].finish_reason == "length"
@@ -65,7 +58,7 @@ def test_request_to_a_model_that_restarts_is_503_with_retry_after(two_models: Pa
     with running_server(two_models, tmp_path / "log", DEFAULT_MODEL="bystander") as server:
         server.wait_until("/readyz", 200)
         os.kill(server.worker_pid("victim"), signal.SIGKILL)
-        wait_for_state(server, "victim", "waiting")
+        server.wait_for_state("victim", "waiting")
         answer = server.post("/v1/completions", {"model": "victim", "prompt": "a"})
         assert (answer.status_code, answer.json()["error"]["code"]) == (503, "model_not_ready")
         assert int(answer.headers["retry-after"]) > 0
@@ -116,5 +109,5 @@ def test_crash_of_another_model_does_not_take_the_server_out_of_service(two_mode
     with running_server(two_models, tmp_path / "log", DEFAULT_MODEL="bystander") as server:
         server.wait_until("/readyz", 200)
         os.kill(server.worker_pid("victim"), signal.SIGKILL)
-        wait_for_state(server, "victim", "waiting")
+        server.wait_for_state("victim", "waiting")
         assert server.get("/readyz").status_code == 200

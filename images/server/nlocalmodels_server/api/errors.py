@@ -29,16 +29,24 @@ class ApiError(Exception):
         param: str | None = None,
         code: str | None = None,
         retry_after_seconds: int | None = None,
+        should_retry: bool = True,
     ) -> None:
         super().__init__(message)
         self.status = status
         self.param = param
         self.code = code
         self.retry_after_seconds = retry_after_seconds
+        self.should_retry = should_retry
 
     @staticmethod
     def of(error: GenerationError) -> ApiError:
-        return ApiError(error.status, str(error), code=error.code, retry_after_seconds=error.retry_after_seconds)
+        return ApiError(
+            error.status,
+            str(error),
+            code=error.code,
+            retry_after_seconds=error.retry_after_seconds,
+            should_retry=error.should_retry,
+        )
 
     def body(self) -> dict[str, Any]:
         kind = _TYPES.get(self.status, "server_error" if self.status >= 500 else "invalid_request_error")
@@ -48,6 +56,8 @@ class ApiError(Exception):
 
     def response(self) -> JSONResponse:
         headers = {} if self.retry_after_seconds is None else {"Retry-After": str(self.retry_after_seconds)}
+        if not self.should_retry:
+            headers["x-should-retry"] = "false"  # which OpenAI's clients obey before anything else
         return JSONResponse(self.body(), self.status, headers)
 
 

@@ -16,7 +16,9 @@ def routes(registry: Registry) -> list[Route]:
     """Returns /livez, /startupz, /readyz and /healthz."""
 
     async def livez(_: Request) -> Response:
-        return JSONResponse({"status": "alive"})
+        """503 when a model's process hangs and could not be ended: then a new container is the only remedy."""
+        wedged = {model_id: f"its process {hang}" for model_id, hang in registry.wedged().items()}
+        return JSONResponse({"status": "wedged", "models": wedged} if wedged else {"status": "alive"}, 503 if wedged else 200)
 
     async def startupz(_: Request) -> Response:
         """503 until every model has loaded or failed once: who takes too long over that is stuck and wants a restart."""

@@ -38,6 +38,7 @@ class Engine:
 
     Args:
         turn: entered around each step; other models compute while it is not held.
+        beat: called after each step, as a sign of life.
     """
 
     def __init__(
@@ -48,6 +49,7 @@ class Engine:
         costs: StepCosts,
         emit: Callable[[list[Event]], None],
         turn: contextlib.AbstractContextManager[object] = NO_TURNS,
+        beat: Callable[[], None] = lambda: None,
     ) -> None:
         self._model = model
         self._context = context
@@ -55,6 +57,7 @@ class Engine:
         self._costs = costs
         self._emit = emit
         self._turn = turn
+        self._beat = beat
         self._inbox: queue.SimpleQueue[Sequence | int | None] = queue.SimpleQueue()
         self._sequences: dict[int, Sequence] = {}
         self._samplers: dict[int, Sampler] = {}
@@ -77,6 +80,7 @@ class Engine:
             if self._scheduler.has_work and not self._stopping:
                 with self._turn:
                     events = self.step()
+                self._beat()
                 if events:
                     self._emit(events)
 

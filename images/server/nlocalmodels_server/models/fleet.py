@@ -11,6 +11,7 @@ from typing import Any
 
 from nlocalmodels_server.memory import Memory, read_memory
 from nlocalmodels_server.models.reload import Plan, Target, find_shortage
+from nlocalmodels_server.workers.requests import RequestLimits
 from nlocalmodels_server.workers.turns import TurnTable
 from nlocalmodels_server.workers.worker import Worker, WorkerState
 
@@ -60,6 +61,7 @@ class Fleet:
         self.slots: dict[str, Slot] = {}
         self.draining: dict[Worker, asyncio.Task[None]] = {}
         self.grace_seconds = 60.0
+        self._limits = RequestLimits()
         self._on_settled = on_settled
         self._spare = spare
         self._model_path = model_path
@@ -79,12 +81,16 @@ class Fleet:
             self._first.append(slot.worker)
             slot.worker.start()
 
+    def limit(self, limits: RequestLimits) -> None:
+        """Sets what requests may take, from now on."""
+        self._limits = limits
+        for worker in self._workers():
+            worker.limits = limits
+
     async def stop(self) -> None:
         for task in self._tasks:
             task.cancel()
-        workers = [slot.worker for slot in self.slots.values()] + list(self.draining)
-        workers += [slot.replacement.worker for slot in self.slots.values() if slot.replacement is not None]
-        await asyncio.gather(*(worker.stop() for worker in workers))
+        await asyncio.gather(*(worker.stop() for worker in self._workers()))
         await asyncio.gather(*self._tasks, *self.draining.values(), return_exceptions=True)
         self._turn_table.close()
 
@@ -180,9 +186,18 @@ class Fleet:
         if slot.replacement is not None and slot.replacement.worker is worker:
             slot.worker, slot.target, slot.replacement = worker, target, None
 
+    def _workers(self) -> list[Worker]:
+        """Returns all there are, whatever their state."""
+        workers = [slot.worker for slot in self.slots.values()] + list(self.draining)
+        return workers + [slot.replacement.worker for slot in self.slots.values() if slot.replacement is not None]
+
+    def wedged(self) -> dict[str, str]:
+        """Returns, by model, how a process hangs that could not be ended."""
+        return {worker.model_id: hang for worker in self._workers() if (hang := worker.wedged) is not None}
+
     def _worker(self, target: Target) -> Worker:
         path = self._model_path / target.file
-        return Worker(target.id, path, target.options, self._load_turns, self._turn_table)
+        return Worker(target.id, path, target.size_bytes, target.options, self._load_turns, self._turn_table, self._limits)
 
     def _retire(self, worker: Worker) -> asyncio.Task[None]:
         """Takes requests from a process at once; it ends when the last one under way has finished, or the grace is over."""

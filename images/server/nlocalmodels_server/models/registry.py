@@ -17,6 +17,7 @@ from nlocalmodels_server.models.reload import Snapshot, Target, make_plan, make_
 from nlocalmodels_server.models.scan import ScanResult, scan
 from nlocalmodels_server.settings import Settings
 from nlocalmodels_server.workers.protocol import LoadOptions
+from nlocalmodels_server.workers.requests import RequestLimits
 from nlocalmodels_server.workers.worker import Worker, WorkerState
 
 log = logging.getLogger(__name__)
@@ -64,7 +65,7 @@ class Registry:
         self._name()
         self._default_id = self._wanted_default()
         targets = make_targets(self._with_options(), snapshot)
-        self._fleet.grace_seconds = settings.grace_seconds
+        self._tell_fleet(settings)
         self._fleet.start(targets[model.id] for model in sorted(self.scan.models, key=self._load_order))
 
     async def stop(self) -> None:
@@ -84,7 +85,7 @@ class Registry:
         if self.is_stopping:
             return
         is_told, self.settings = settings is not self.settings, settings
-        self._fleet.grace_seconds = settings.grace_seconds
+        self._tell_fleet(settings)
         before, self.scan = self.scan, scan
         self._log_scan(before)
         self._name()
@@ -137,6 +138,10 @@ class Registry:
     def draining(self) -> list[Worker]:
         """Returns the workers that get no more requests and finish the ones they have."""
         return [worker for worker in self._fleet.draining if worker.state is WorkerState.DRAINING]
+
+    def wedged(self) -> dict[str, str]:
+        """Returns, by model, how a process hangs that could not be ended; only a new container helps then."""
+        return self._fleet.wedged()
 
     def loading_first(self) -> list[str]:
         """Returns which models have neither served nor failed since the server's start."""
@@ -227,6 +232,10 @@ class Registry:
             own.num_slots or settings.num_slots,
             own.context_tokens or settings.context_tokens,
         )
+
+    def _tell_fleet(self, settings: Settings) -> None:
+        self._fleet.grace_seconds = settings.grace_seconds
+        self._fleet.limit(RequestLimits(settings.max_requests, settings.request_seconds, settings.hang_seconds))
 
     def _why_no_default(self) -> str:
         """Returns what became of the file that is declared under the default model's name, as a sentence after a space."""

@@ -9,13 +9,19 @@ from typing import Protocol
 
 
 class GenerationError(Exception):
-    """A request that failed. `status` is the HTTP status that fits, `code` a word for programs."""
+    """A request that failed. `status` is the HTTP status that fits, `code` a word for programs.
 
-    def __init__(self, status: int, message: str, code: str, retry_after_seconds: int | None = None) -> None:
+    `should_retry` False keeps clients from trying the same again by themselves, as they do by status.
+    """
+
+    def __init__(
+        self, status: int, message: str, code: str, retry_after_seconds: int | None = None, should_retry: bool = True
+    ) -> None:
         super().__init__(message)
         self.status = status
         self.code = code
         self.retry_after_seconds = retry_after_seconds
+        self.should_retry = should_retry
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,10 +46,14 @@ class _Canceller(Protocol):
 class Generation:
     """A request under way. What comes of it goes to its sink, which gets nothing more after the end or a cancel."""
 
-    def __init__(self, worker: _Canceller, request_id: int, sink: Sink) -> None:
+    def __init__(self, worker: _Canceller, request_id: int, sink: Sink, max_new_tokens: int | None = None) -> None:
         self._worker = worker
         self.request_id = request_id
         self.sink = sink
+        self.max_new_tokens = max_new_tokens
+        self.num_prompt_tokens = 0
+        self.num_events = 0
+        self.started_seconds = 0.0
         self.accepted: asyncio.Future[int] = asyncio.get_running_loop().create_future()
 
     def cancel(self) -> None:

@@ -13,6 +13,7 @@ import signal
 import socket
 import sys
 import threading
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
@@ -39,6 +40,7 @@ _NUM_BATCH_TOKENS = 256
 # vocabulary for each sequence that it may hold, and so there are as many rows for guesses.
 _NUM_KEPT = 16
 _MAX_SEQUENCES = 256
+_BEAT_SECONDS = 0.5
 
 
 class RefusedRequestError(Exception):
@@ -113,9 +115,10 @@ class Intake:
 
 
 class Worker:
-    def __init__(self, connection: socket.socket, turn: Turn) -> None:
+    def __init__(self, connection: socket.socket, turns_fd: int, place: int) -> None:
         self._connection = connection
-        self._turn = turn
+        self._turn = Turn(turns_fd, place, while_waiting=self._beat)
+        self._beat_seconds = 0.0
         self._send_lock = threading.Lock()
 
     def run(self) -> None:
@@ -149,7 +152,8 @@ class Worker:
                 shares_partially=model.shares_partially(),
             )
             costs = StepCosts()
-            engine = Engine(model, context, Scheduler(limits, costs, context.can_share), costs, self._send_events, self._turn)
+            scheduler = Scheduler(limits, costs, context.can_share)
+            engine = Engine(model, context, scheduler, costs, self._send_events, self._turn, self._beat)
             self._start(engine, context)
         except (llama.LoadError, TemplateError) as error:
             self._send({"op": "failed", "reason": str(error)})
@@ -228,6 +232,13 @@ class Worker:
             }
         )
 
+    def _beat(self) -> None:
+        """Says now and then that the engine computes, also while no text comes of it."""
+        now_seconds = time.monotonic()
+        if now_seconds - self._beat_seconds >= _BEAT_SECONDS:
+            self._beat_seconds = now_seconds
+            self._send({"op": "beat"})
+
     def _send(self, frame: Frame) -> None:
         try:
             with self._send_lock:
@@ -246,7 +257,7 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     fd, turns_fd, place = (int(argument) for argument in sys.argv[1:])
-    Worker(socket.socket(fileno=fd), Turn(turns_fd, place)).run()
+    Worker(socket.socket(fileno=fd), turns_fd, place).run()
     # Without the engine's thread in the way: nothing here outlives the process.
     sys.stderr.flush()
     os._exit(0)

@@ -10,6 +10,7 @@ worker to parent   ready    info: the model is loaded
                    failed   reason: the file does not load; the worker ends
                    accepted id, num_prompt_tokens
                    refused  id, message, code: the request cannot be served
+                   beat     the engine has computed a step; now and then
                    events   a list of [id, text, finish_reason, num_prompt_tokens, num_new_tokens, num_reused_tokens,
                             error], one frame a step
 """

@@ -16,6 +16,7 @@ import logging
 import mmap
 import os
 import time
+from collections.abc import Callable
 from types import TracebackType
 
 log = logging.getLogger(__name__)
@@ -89,10 +90,21 @@ class TurnTable:
 
 
 class Turn:
-    """A process's side: `with turn:` around a step waits for its turn and ends it. For one thread."""
+    """A process's side: `with turn:` around a step waits for its turn and ends it. For one thread.
 
-    def __init__(self, fd: int, place: int, patience_seconds: float = PATIENCE_SECONDS) -> None:
+    Args:
+        while_waiting: called now and then, since who waits does not hang.
+    """
+
+    def __init__(
+        self,
+        fd: int,
+        place: int,
+        patience_seconds: float = PATIENCE_SECONDS,
+        while_waiting: Callable[[], None] = lambda: None,
+    ) -> None:
         self._place = place
+        self._while_waiting = while_waiting
         self._patience_ns = int(patience_seconds * 1e9)
         self._memory = mmap.mmap(fd, _NUM_BYTES)
         self._words = memoryview(self._memory).cast("q")
@@ -140,6 +152,7 @@ class Turn:
                     _quick.pthread_mutex_unlock(self._mutex)
                 elif code not in (errno.EBUSY, errno.ETIMEDOUT) or self._is_stuck(now_ns):
                     return False
+            self._while_waiting()
             time.sleep(_PAUSE_SECONDS)
             now_ns = time.monotonic_ns()
 

@@ -13,17 +13,19 @@ from pathlib import Path
 from typing import Any
 
 from nlocalmodels_server.workers.exits import describe_exit
-from nlocalmodels_server.workers.generation import Delta, Generation, GenerationError, Sink
+from nlocalmodels_server.workers.generation import Generation, GenerationError, Sink
+from nlocalmodels_server.workers.heartbeat import Activity, Heartbeat
 from nlocalmodels_server.workers.process import ModelProcess
 from nlocalmodels_server.workers.protocol import Frame, GenerationRequest, LoadOptions
+from nlocalmodels_server.workers.requests import RequestLimits, Requests
 from nlocalmodels_server.workers.turns import TurnTable
 
 log = logging.getLogger(__name__)
 
-MAX_PENDING_REQUESTS = 512
 _MAX_LOAD_ATTEMPTS = 3
 _MAX_BACKOFF_SECONDS = 30.0
 _STABLE_SECONDS = 60.0
+_TICK_SECONDS = 0.5
 
 
 class WorkerState(Enum):
@@ -39,12 +41,21 @@ class Worker:
     """One model and its process.
 
     Args:
+        file_bytes: the size of what it loads.
         load_turns: bounds how many models load at once.
         turn_table: by which the models' processes take turns in computing.
+        limits: of its requests; may be set anew at any time.
     """
 
     def __init__(
-        self, model_id: str, path: Path, options: LoadOptions, load_turns: asyncio.Semaphore, turn_table: TurnTable
+        self,
+        model_id: str,
+        path: Path,
+        file_bytes: int,
+        options: LoadOptions,
+        load_turns: asyncio.Semaphore,
+        turn_table: TurnTable,
+        limits: RequestLimits,
     ) -> None:
         self.model_id = model_id
         self.path = path
@@ -56,11 +67,15 @@ class Worker:
         self.settled = asyncio.Event()
         self._num_leases = 0
         self._idle = asyncio.Event()
+        self._file_bytes = file_bytes
         self._options = options
         self._load_turns = load_turns
         self._turn_table = turn_table
+        self.limits = limits
+        self._heartbeat = Heartbeat(limits.hang_seconds)
+        self._hang: str | None = None
         self._process: ModelProcess | None = None
-        self._pending: dict[int, Generation] = {}
+        self._requests = Requests()
         self._next_id = 0
         self._task: asyncio.Task[None] | None = None
 
@@ -120,16 +135,16 @@ class Worker:
         """
         if self.state not in (WorkerState.READY, WorkerState.DRAINING) or self._process is None:
             raise self._not_ready()
-        if len(self._pending) >= MAX_PENDING_REQUESTS:
+        if len(self._requests) >= self.limits.max_requests:
             raise GenerationError(
                 429,
-                f"'{self.model_id}' has {MAX_PENDING_REQUESTS} requests under way; try again later.",
+                f"'{self.model_id}' has {self.limits.max_requests} requests under way; try again later.",
                 "queue_full",
-                retry_after_seconds=5,
+                retry_after_seconds=self._requests.retry_after_seconds(),
             )
         self._next_id += 1
-        generation = Generation(self, self._next_id, sink)
-        self._pending[generation.request_id] = generation
+        generation = Generation(self, self._next_id, sink, request.max_new_tokens)
+        self._requests.add(generation)
         self._process.send(request.to_frame(generation.request_id))
         try:
             await generation.accepted
@@ -139,7 +154,7 @@ class Worker:
         return generation
 
     def cancel(self, generation: Generation) -> None:
-        if self._pending.pop(generation.request_id, None) is not None and self._process is not None:
+        if self._requests.remove(generation.request_id) is not None and self._process is not None:
             self._process.send({"op": "cancel", "id": generation.request_id})
         self._tell_idle()
 
@@ -148,8 +163,13 @@ class Worker:
         return None if self._process is None else self._process.pid
 
     @property
+    def wedged(self) -> str | None:
+        """How its process hangs although it was killed long ago, which only a restart of the container can help; else None."""
+        return self._heartbeat.find_hang(times=2.0)
+
+    @property
     def num_requests(self) -> int:
-        return len(self._pending) + self._num_leases
+        return len(self._requests) + self._num_leases
 
     def _tell_idle(self) -> None:
         if self.state is WorkerState.DRAINING and not self.num_requests:
@@ -191,7 +211,7 @@ class Worker:
     async def _run_process(self) -> None:
         """Starts the process and returns when it has ended, with `state` FAILED if its file does not load."""
         self._ready_at: float | None = None
-        async with contextlib.AsyncExitStack() as turn:
+        async with contextlib.AsyncExitStack() as life, contextlib.AsyncExitStack() as turn:
             await turn.enter_async_context(self._load_turns)
             self.state = WorkerState.LOADING
             try:
@@ -200,6 +220,10 @@ class Worker:
                 self.reason = f"could not be started ({error.strerror})"
                 return
             process.send({"op": "load", "path": str(self.path), "options": asdict(self._options)})
+            self._heartbeat = Heartbeat(self.limits.hang_seconds, self._file_bytes)
+            self._heartbeat.expect(Activity.LOADING, True)
+            watching = asyncio.create_task(self._watch(process), name=f"heartbeat {self.model_id}")
+            life.callback(watching.cancel)
             while (frame := await process.receive()) is not None:
                 try:
                     self._receive(frame)
@@ -213,36 +237,46 @@ class Worker:
         if not failed:
             self.state, self.reason = WorkerState.STOPPED if retired else WorkerState.WAITING, "is ending"
         code = await self._end_process()
+        hang, self._hang = self._hang, None
         if not failed:
-            self.reason = describe_exit(code)
+            self.reason = describe_exit(code) if hang is None else f"{hang} and was ended"
         outlook = "it is served no longer" if retired else "it is being started again"
         self._fail_pending(f"the process of '{self.model_id}' {self.reason or 'ended'}; {outlook}")
         if retired:
             self._idle.set()
 
+    async def _watch(self, process: ModelProcess) -> None:
+        """Ends a process that hangs, and overdue requests. A hang is counted in ticks: a suspended machine is none."""
+        heartbeat, requests = self._heartbeat, self._requests
+        while True:
+            await asyncio.sleep(_TICK_SECONDS)
+            for request_id in requests.end_overdue(self.limits.request_seconds):
+                process.send({"op": "cancel", "id": request_id})
+            self._tell_idle()
+            requests.pass_time(_TICK_SECONDS)
+            heartbeat.expect(Activity.LOADING, self.state is WorkerState.LOADING)
+            heartbeat.expect(Activity.TOKENIZING, requests.has_unaccepted)
+            heartbeat.expect(Activity.COMPUTING, requests.has_accepted)
+            heartbeat.pass_time(_TICK_SECONDS)
+            if self._hang is None and (hang := heartbeat.find_hang()) is not None:
+                log.error("%s: its process %s; ending it", self.model_id, hang)
+                self._hang = hang
+                process.kill()
+
     def _receive(self, frame: Frame) -> None:
         operation = frame["op"]
+        if operation in ("events", "beat"):
+            self._heartbeat.hear(Activity.COMPUTING)
+        elif operation in ("accepted", "refused"):
+            self._heartbeat.hear(Activity.TOKENIZING)
         if operation == "events":
-            for request_id, text, finish_reason, *counts, error in frame["events"]:
-                generation = self._pending.get(request_id)
-                if generation is None:
-                    continue
-                if finish_reason is not None or error is not None:
-                    del self._pending[request_id]
-                    self._tell_idle()
-                if error is not None:
-                    generation.sink(GenerationError(500, error, "generation_failed"))
-                else:
-                    generation.sink(Delta(text, finish_reason, *counts))
-        elif operation == "accepted":
-            generation = self._pending.get(frame["id"])
-            if generation is not None and not generation.accepted.done():
-                generation.accepted.set_result(frame["num_prompt_tokens"])
-        elif operation == "refused":
-            generation = self._pending.pop(frame["id"], None)
+            self._requests.receive(frame["events"])
             self._tell_idle()
-            if generation is not None and not generation.accepted.done():
-                generation.accepted.set_exception(GenerationError(400, frame["message"], frame["code"]))
+        elif operation == "accepted":
+            self._requests.accept(frame["id"], frame["num_prompt_tokens"])
+        elif operation == "refused":
+            self._requests.refuse(frame)
+            self._tell_idle()
         elif self.state is WorkerState.STOPPED:
             pass  # it is about to be ended
         elif operation == "ready":
@@ -257,13 +291,7 @@ class Worker:
             log.error("%s: %s is not served: %s", self.model_id, self.path.name, self.reason)
 
     def _fail_pending(self, message: str) -> None:
-        pending, self._pending = self._pending, {}
-        for generation in pending.values():
-            error = GenerationError(503, f"{message}.", "worker_ended", retry_after_seconds=2)
-            if generation.accepted.done():
-                generation.sink(error)
-            else:
-                generation.accepted.set_exception(error)
+        self._requests.fail_all(GenerationError(503, f"{message}.", "worker_ended", retry_after_seconds=2))
 
     async def _end_process(self) -> int | None:
         process, self._process = self._process, None
