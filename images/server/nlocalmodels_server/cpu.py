@@ -16,6 +16,12 @@ def available_threads(cgroup_root: Path = Path("/sys/fs/cgroup")) -> int:
     return cores if quota is None else max(1, min(cores, int(quota)))
 
 
+def explain_threads(cgroup_root: Path = Path("/sys/fs/cgroup")) -> str:
+    """Returns what decides `available_threads`, in words."""
+    cores, quota = len(os.sched_getaffinity(0)), cpu_quota(cgroup_root)
+    return f"{cores} cores" if quota is None or quota >= cores else f"CPU quota of {quota:g}"
+
+
 def cpu_quota(cgroup_root: Path) -> float | None:
     """Returns the CPUs that the cgroup may use, None without a limit. Reads version 2 (cpu.max) or 1 (cpu.cfs_*)."""
     try:

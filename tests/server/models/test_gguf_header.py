@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import struct
 from pathlib import Path
 
 import pytest
@@ -33,4 +34,12 @@ def test_read_general_stops_quietly_when_the_header_is_cut(tmp_path: Path, num_b
 def test_read_general_stops_quietly_when_lengths_are_absurd(tmp_path: Path) -> None:
     path = tmp_path / "m.gguf"
     path.write_bytes(b"GGUF" + b"\x03\0\0\0" + b"\xff" * 64)
+    assert read_general(path) == {}
+
+
+@pytest.mark.parametrize("kind", [0, 4, 8, 9, 12])
+def test_array_of_absurd_length_ends_what_is_read(tmp_path: Path, kind: int) -> None:
+    path = tmp_path / "m.gguf"
+    array = struct.pack("<Q1sIIQ", 1, b"a", 9, kind, 2**64 - 1)
+    path.write_bytes(b"GGUF" + struct.pack("<IQQ", 3, 0, 2) + array + bytes(1000))
     assert read_general(path) == {}

@@ -111,3 +111,32 @@ def test_crash_of_another_model_does_not_take_the_server_out_of_service(two_mode
         os.kill(server.worker_pid("victim"), signal.SIGKILL)
         server.wait_for_state("victim", "waiting")
         assert server.get("/readyz").status_code == 200
+
+
+def test_ready_model_tells_its_choices_with_their_reasons_in_one_line(two_models: Path, tmp_path: Path) -> None:
+    config = tmp_path / "server.yaml"
+    own = "numThreads: 1, numPrefillThreads: 2, numSlots: 3, kvType: f16, flashAttention: true, contextTokens: 512"
+    config.write_text(f"models: [{{id: victim, file: victim.gguf, {own}}}, {{id: bystander, file: bystander.gguf}}]")
+    with running_server(two_models, tmp_path / "log", SERVER_CONFIG=str(config), DEFAULT_MODEL="victim") as server:
+        server.wait_until("/readyz", 200)
+        told, chosen = (
+            next(line for line in server.log().splitlines() if f"{name}: ready" in line) for name in ("victim", "bystander")
+        )
+        facts = server.get("/v1/models/victim").json()
+        assert server.post("/v1/completions", {"prompt": "x", "max_tokens": 3}).status_code == 200
+    for part in (
+        "contextTokens 512 (as told)",
+        "numThreads 1 (as told)",
+        "numPrefillThreads 2 (as told)",
+        "kvType f16 (as told)",
+    ):
+        assert part in told
+    assert {name: facts[name] for name in ("numThreads", "numPrefillThreads", "numSlots", "kvType", "flashAttention")} == {
+        "numThreads": 1,
+        "numPrefillThreads": 2,
+        "numSlots": 3,
+        "kvType": "f16",
+        "flashAttention": "on",
+    }
+    for part in ("kvType f32 (exact, since all weights are F32)", "flashAttention off (exact results)", "numPrefillThreads"):
+        assert part in chosen

@@ -190,14 +190,18 @@ async def _generate(
     registry: Registry, request: Request, parse: Callable[[dict[str, Any]], ParsedRequest], *, is_chat: bool
 ) -> Response:
     parsed = parse(await read_json(request))
-    worker = _resolve(registry, parsed.model)
-    choices = Choices(worker, parsed)
     started_seconds = time.monotonic()
-    shape = _Shape(worker, is_chat)
+    worker = _resolve(registry, parsed.model)
     try:
-        # Nothing is awaited since the model was looked up: another one may take its place at any time.
-        with worker.lease():
-            await _unless_disconnected(request, choices.start())
+        with registry.hold(worker):
+            if worker.waits_for_demand:
+                await _unless_disconnected(request, registry.load(worker))
+                worker = _resolve(registry, parsed.model)
+            choices = Choices(worker, parsed)
+            shape = _Shape(worker, is_chat)
+            # Nothing is awaited since the model was looked up: another one may take its place at any time.
+            with worker.lease():
+                await _unless_disconnected(request, choices.start())
         if parsed.stream:
             events = _stream(choices, shape, parsed, worker, started_seconds)
             return _EventStream(events, choices)

@@ -187,6 +187,9 @@ class ContextParams:
     num_slots: int
     num_batch_tokens: int
     num_threads: int
+    num_prefill_threads: int | None = None
+    kv_type: str | None = None
+    flash_attention: bool | None = None
 
 
 class Context:
@@ -200,7 +203,8 @@ class Context:
         # Rows of logits of the whole vocabulary. The default is num_batch_tokens; fewer than sequences, and llama.cpp aborts.
         native.n_outputs_max = params.num_slots
         # More than one token in a step counts as a batch, so both figures matter to decoding.
-        native.n_threads = native.n_threads_batch = params.num_threads
+        native.n_threads = params.num_threads
+        native.n_threads_batch = params.num_prefill_threads or params.num_threads
         # One pool of cells for all: sequences of any length share it, and copying a prefix only edits metadata.
         native.kv_unified = True
         # Layers with a sliding window keep all cells too, or what has left the window of one could be given to no other.
@@ -210,6 +214,10 @@ class Context:
             # With these, what a request gets does not depend on what runs beside it (docs/decisions/0004-exact-f32.md).
             native.type_k = native.type_v = lib.GGML_TYPE_F32
             native.flash_attn_type = lib.LLAMA_FLASH_ATTN_TYPE_DISABLED
+        if params.kv_type is not None:
+            native.type_k = native.type_v = getattr(lib, f"GGML_TYPE_{params.kv_type.upper()}")
+        if params.flash_attention is not None:
+            native.flash_attn_type = int(params.flash_attention)  # LLAMA_FLASH_ATTN_TYPE_DISABLED or _ENABLED
         self._handle = lib.llama_init_from_model(model, native)
         if not self._handle:
             raise LoadError(capture.reason("no context could be made; give the pod more memory or set CONTEXT_TOKENS lower"))

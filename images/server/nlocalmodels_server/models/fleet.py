@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Coroutine, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from nlocalmodels_server.memory import Memory, read_memory
+from nlocalmodels_server.models.admission import Admission
+from nlocalmodels_server.models.on_demand import OnDemand
 from nlocalmodels_server.models.reload import Plan, Target, find_shortage
+from nlocalmodels_server.models.slot import Replacement, Slot
 from nlocalmodels_server.workers.requests import RequestLimits
 from nlocalmodels_server.workers.turns import TurnTable
 from nlocalmodels_server.workers.worker import Worker, WorkerState
@@ -18,28 +21,7 @@ from nlocalmodels_server.workers.worker import Worker, WorkerState
 log = logging.getLogger(__name__)
 
 _NUM_LOADS_AT_ONCE = 2
-
-
-@dataclass(slots=True)
-class Replacement:
-    """What loads beside a model that serves, or could not be loaded."""
-
-    target: Target
-    worker: Worker
-
-
-@dataclass(slots=True)
-class Slot:
-    """A model: the process that gets its requests, and the one that is to take its place, if any."""
-
-    target: Target
-    worker: Worker
-    replacement: Replacement | None = None
-
-    @property
-    def newest(self) -> Target:
-        """What was last wanted of it."""
-        return self.replacement.target if self.replacement is not None else self.target
+_NOT_SERVING = (WorkerState.UNLOADED, WorkerState.FAILED, WorkerState.DRAINING, WorkerState.STOPPED)
 
 
 class Fleet:
@@ -70,16 +52,39 @@ class Fleet:
         self._load_turns = asyncio.Semaphore(_NUM_LOADS_AT_ONCE)
         # One model at a time, since what is free is only known when the one before it has loaded.
         self._reload_turn = asyncio.Lock()
+        self.admission = Admission(model_path, memory)
+        self._on_demand = OnDemand(self.slots, self.admission, self._worker, self._evict)
         self._tasks: set[asyncio.Task[None]] = set()
         self._first: list[Worker] = []
 
-    def start(self, targets: Iterable[Target]) -> None:
-        """Starts the processes that are there from the start, in order."""
+    async def start(self, targets: Sequence[Target]) -> None:
+        """Starts the processes that are there from the start, in order, but for those that do not fit or load on demand."""
+        refused = await self.admission.plan(targets)
         for target in targets:
-            slot = Slot(target, self._worker(target))
-            self.slots[target.id] = slot
-            self._first.append(slot.worker)
-            slot.worker.start()
+            slot = self.slots[target.id] = Slot(target, self._worker(target))
+            if target.id in refused:
+                slot.worker.refuse(refused[target.id])
+            elif not target.options.on_demand:
+                self._first.append(slot.worker)
+                slot.worker.start()
+
+    @contextmanager
+    def hold(self, model_id: str) -> Iterator[None]:
+        """Keeps a model that loads on demand from being evicted for as long as the block lasts."""
+        slot = self.slots[model_id]
+        slot.num_waiting += 1
+        try:
+            yield
+        finally:
+            slot.num_waiting -= 1
+
+    async def load_on_demand(self, model_id: str) -> None:
+        """Returns when a model that loads on demand serves or has failed; it should be held meanwhile.
+
+        Raises:
+            GenerationError: there is no memory for it now, or it has not loaded in time.
+        """
+        await self._on_demand.load(self.slots[model_id])
 
     def limit(self, limits: RequestLimits) -> None:
         """Sets what requests may take, from now on."""
@@ -88,6 +93,7 @@ class Fleet:
             worker.limits = limits
 
     async def stop(self) -> None:
+        await self._on_demand.stop()
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*(worker.stop() for worker in self._workers()))
@@ -117,12 +123,14 @@ class Fleet:
             slot = Slot(wanted[model_id], self._worker(wanted[model_id]))
             self.slots[model_id] = slot
             log.info("model-added: '%s': loading %s", model_id, slot.target.file)
-            self._begin(self._load(slot, slot.worker, slot.target))
+            if not slot.target.options.on_demand:
+                self._begin(self._load(slot, slot.worker, slot.target))
         for model_id, difference in plan.changed:
             self._change(self.slots[model_id], wanted[model_id], difference)
 
     def remove(self, model_id: str) -> None:
         slot = self.slots.pop(model_id)
+        self.admission.take_back(model_id)
         if slot.replacement is not None:
             self._retire(slot.replacement.worker)
         num_requests = slot.worker.num_requests
@@ -133,7 +141,7 @@ class Fleet:
         if slot.replacement is not None:
             self._retire(slot.replacement.worker)
             slot.replacement = None
-        is_over = slot.worker.state in (WorkerState.FAILED, WorkerState.DRAINING, WorkerState.STOPPED)
+        is_over = slot.worker.state in _NOT_SERVING
         if target == slot.target and not is_over:
             log.info("model-kept: '%s': %s is wanted again", target.id, target.file)
             return
@@ -144,6 +152,8 @@ class Fleet:
                 self._first.append(worker)
             self._retire(slot.worker)
             slot.worker, slot.target = worker, target
+            if target.options.on_demand:
+                return
         else:
             log.info("model-changed: '%s': %s; loading it, the old one serves until then", target.id, difference)
             slot.replacement = Replacement(target, worker)
@@ -196,13 +206,21 @@ class Fleet:
         return {worker.model_id: hang for worker in self._workers() if (hang := worker.wedged) is not None}
 
     def _worker(self, target: Target) -> Worker:
-        path = self._model_path / target.file
-        return Worker(target.id, path, target.size_bytes, target.options, self._load_turns, self._turn_table, self._limits)
+        path, options = self._model_path / target.file, self.admission.options(target)
+        return Worker(target.id, path, target.size_bytes, options, self._load_turns, self._turn_table, self._limits)
 
-    def _retire(self, worker: Worker) -> asyncio.Task[None]:
+    async def _evict(self, slot: Slot) -> None:
+        """Ends the process of a model that loads on demand, when its requests have finished."""
+        old, slot.worker = slot.worker, self._worker(slot.target)
+        await self._retire(old, self._limits.request_seconds)
+        self.admission.take_back(slot.target.id)
+
+    def _retire(self, worker: Worker, grace_seconds: float | None = None) -> asyncio.Task[None]:
         """Takes requests from a process at once; it ends when the last one under way has finished, or the grace is over."""
         worker.retire()
-        task = asyncio.create_task(worker.drain(self.grace_seconds), name=f"drain {worker.model_id}")
+        task = asyncio.create_task(
+            worker.drain(self.grace_seconds if grace_seconds is None else grace_seconds), name=f"drain {worker.model_id}"
+        )
         self.draining[worker] = task
         task.add_done_callback(lambda _: self.draining.pop(worker, None))
         return task

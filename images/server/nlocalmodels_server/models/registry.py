@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Collection, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 from nlocalmodels_server.config import DeclaredModel
-from nlocalmodels_server.cpu import available_threads
+from nlocalmodels_server.cpu import available_threads, explain_threads
 from nlocalmodels_server.memory import Memory, read_memory
 from nlocalmodels_server.models.fleet import Fleet
 from nlocalmodels_server.models.folder import take_snapshot
@@ -66,7 +67,7 @@ class Registry:
         self._default_id = self._wanted_default()
         targets = make_targets(self._with_options(), snapshot)
         self._tell_fleet(settings)
-        self._fleet.start(targets[model.id] for model in sorted(self.scan.models, key=self._load_order))
+        await self._fleet.start([targets[model.id] for model in sorted(self.scan.models, key=self._load_order)])
 
     async def stop(self) -> None:
         self.is_stopping = True
@@ -127,6 +128,18 @@ class Registry:
                 raise UnknownModelError(f"The model '{name}' does not exist. {self._there_are()}")
         return self._fleet.slots[model_id].worker
 
+    def hold(self, worker: Worker) -> AbstractContextManager[None]:
+        """Keeps a model that loads on demand from being evicted for as long as the block lasts."""
+        return self._fleet.hold(worker.model_id)
+
+    async def load(self, worker: Worker) -> None:
+        """Loads a model on demand; `resolve` then returns the worker that serves.
+
+        Raises:
+            GenerationError: there is no memory for it now, or it has not loaded in time.
+        """
+        await self._fleet.load_on_demand(worker.model_id)
+
     def workers(self) -> Iterator[Worker]:
         """Yields the workers that get the requests, in order of their ids."""
         return iter(slot.worker for _, slot in sorted(self._fleet.slots.items()))
@@ -163,22 +176,22 @@ class Registry:
         if loading := self.loading_first():
             return f"Loading: {', '.join(loading)}."
         # Nor must one that was added and loads.
-        states = {worker.model_id: worker.state for worker in self.workers()}
-        failed = [w.model_id for w in self.workers() if w.state is not WorkerState.READY and not w.is_loading_first]
+        available = [worker.model_id for worker in self.workers() if worker.is_available]
+        failed = [w.model_id for w in self.workers() if not w.is_available and not w.is_loading_first]
         if settings.ready_when == "all" and (failed or self.scan.problems):
             return f"READY_WHEN is all, and these are not served: {', '.join([*failed, *self.scan.problems])}."
-        if (default_id := self.default_id) in slots and states[default_id] is not WorkerState.READY:
-            reason = slots[default_id].worker.reason or f"it is {states[default_id].value}"
+        if (default_id := self.default_id) in slots and default_id not in available:
+            reason = slots[default_id].worker.reason or f"it is {slots[default_id].worker.state.value}"
             return f"The default model '{default_id}' is not served: {reason}."
-        if WorkerState.READY not in states.values():
-            return f"None of the models loads: {', '.join(failed)}." if failed else f"Loading: {', '.join(states)}."
+        if not available:
+            return f"None of the models loads: {', '.join(failed)}." if failed else f"Loading: {', '.join(sorted(slots))}."
         return None
 
     def _settle(self) -> None:
         """Makes the wanted default model the default once it serves, and lets one go that was only kept until then."""
         self._name()
         wanted, slots = self._wanted_default(), self._fleet.slots
-        if self._default_id not in slots or (wanted in slots and slots[wanted].worker.state is WorkerState.READY):
+        if self._default_id not in slots or (wanted in slots and slots[wanted].worker.is_available):
             if wanted != self._default_id and wanted is not None:
                 log.info("the default model is '%s'", wanted)
             self._default_id = wanted
@@ -201,7 +214,7 @@ class Registry:
 
     def _is_ready(self, model_id: str | None) -> bool:
         slot = self._fleet.slots.get(model_id or "")
-        return slot is not None and slot.worker.state is WorkerState.READY
+        return slot is not None and slot.worker.is_available
 
     def _wanted_default(self) -> str | None:
         if self.settings.default_model is not None:
@@ -227,10 +240,16 @@ class Registry:
     def _load_options(self, model: NamedModel) -> LoadOptions:
         settings = self.settings
         own = next((own for own in settings.models or () if own.file == model.file), DeclaredModel(model.id, model.file))
+        told = own.num_threads or settings.num_threads
         return LoadOptions(
-            own.num_threads or settings.num_threads or available_threads(),
+            told or available_threads(),
             own.num_slots or settings.num_slots,
             own.context_tokens or settings.context_tokens,
+            own.num_prefill_threads,
+            own.kv_type,
+            own.flash_attention,
+            on_demand=own.load == "onDemand",
+            threads_reason="as told" if told else explain_threads(),
         )
 
     def _tell_fleet(self, settings: Settings) -> None:

@@ -15,16 +15,17 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import NoReturn
 
 from nlocalmodels_server.engine import llama
 from nlocalmodels_server.engine.chat_template import ChatTemplate, TemplateError
+from nlocalmodels_server.engine.choices import Choices, Wishes, choose
 from nlocalmodels_server.engine.loop import Engine, Event
 from nlocalmodels_server.engine.pacing import StepCosts
 from nlocalmodels_server.engine.scheduler import Scheduler
 from nlocalmodels_server.engine.sequence import Sequence as EngineSequence
-from nlocalmodels_server.engine.sizing import choose_sizes
 from nlocalmodels_server.engine.step import Limits
 from nlocalmodels_server.engine.text import TextStream
 from nlocalmodels_server.engine.tokenizing import PromptTooLongError, Tokenizing
@@ -133,14 +134,21 @@ class Worker:
             if not model.can_generate():
                 raise llama.LoadError("it is an encoder or embedding model, which cannot generate text")
             template = ChatTemplate(model.chat_template(), model.token_text("bos"), model.token_text("eos"))
-            sizes = choose_sizes(
-                model.trained_context_tokens, model.kv_bytes_per_token(), options.num_slots, options.context_tokens
-            )
+            chosen = _choose(model, options)
+            sizes = chosen.sizes
             # Where a state cannot be shared in part, each slot has one of its own, which takes memory.
             num_kept = min(_NUM_KEPT, _MAX_SEQUENCES - options.num_slots) if model.shares_partially() else 0
             num_sequences = options.num_slots + num_kept
             context = model.new_context(
-                llama.ContextParams(sizes.num_cells, num_sequences, _NUM_BATCH_TOKENS, options.num_threads),
+                llama.ContextParams(
+                    sizes.num_cells,
+                    num_sequences,
+                    _NUM_BATCH_TOKENS,
+                    options.num_threads,
+                    chosen.num_prefill_threads,
+                    chosen.kv_type,
+                    chosen.flash_attention,
+                ),
                 capture,
             )
             limits = Limits(
@@ -165,9 +173,12 @@ class Worker:
             "numCells": context.num_cells,
             "numSlots": options.num_slots,
             "numThreads": options.num_threads,
+            "numPrefillThreads": chosen.num_prefill_threads,
+            "kvType": chosen.kv_type,
+            "flashAttention": {None: "auto", True: "on", False: "off"}[chosen.flash_attention],
             "chatTemplate": "fallback" if template.is_fallback else "model",
         }
-        self._send({"op": "ready", "info": info})
+        self._send({"op": "ready", "info": info, "reasons": chosen.reasons})
         self._take_requests(engine, Intake(model, template, sizes.context_tokens))
 
     def _take_requests(self, engine: Engine, intake: Intake) -> None:
@@ -245,6 +256,11 @@ class Worker:
                 self._connection.sendall(encode_frame(frame))
         except OSError:
             _end_with_parent()
+
+
+def _choose(model: llama.Model, options: LoadOptions) -> Choices:
+    wishes = Wishes(**{field.name: getattr(options, field.name) for field in fields(Wishes)})
+    return choose(wishes, model.trained_context_tokens, model.kv_bytes_per_token(), model.is_full_precision())
 
 
 def _end_with_parent() -> NoReturn:

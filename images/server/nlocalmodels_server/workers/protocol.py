@@ -6,7 +6,7 @@ A frame is its length in four bytes, big-endian, and a JSON object with an `op`.
 parent to worker   load     path, options: once, first
                    generate id and the fields of `GenerationRequest`
                    cancel   id
-worker to parent   ready    info: the model is loaded
+worker to parent   ready    info, reasons: the model is loaded
                    failed   reason: the file does not load; the worker ends
                    accepted id, num_prompt_tokens
                    refused  id, message, code: the request cannot be served
@@ -67,6 +67,13 @@ class LoadOptions:
     num_threads: int
     num_slots: int
     context_tokens: int | None = None
+    num_prefill_threads: int | None = None
+    kv_type: str | None = None
+    flash_attention: bool | None = None
+    on_demand: bool = False
+    # Not the model's own affair: another reason or budget asks for no new process.
+    threads_reason: str = field(default="as told", compare=False)
+    kv_budget_bytes: int | None = field(default=None, compare=False)
 
 
 def encode_frame(frame: Frame) -> bytes:

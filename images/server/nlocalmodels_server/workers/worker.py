@@ -29,6 +29,7 @@ _TICK_SECONDS = 0.5
 
 
 class WorkerState(Enum):
+    UNLOADED = "unloaded"
     WAITING = "waiting"
     LOADING = "loading"
     READY = "ready"
@@ -59,12 +60,13 @@ class Worker:
     ) -> None:
         self.model_id = model_id
         self.path = path
-        self.state = WorkerState.WAITING
+        self.state = WorkerState.UNLOADED if options.on_demand else WorkerState.WAITING
         self.reason: str | None = None
         self.info: dict[str, Any] = {}
         self.num_restarts = 0
         # Set once it has served, failed or been stopped.
         self.settled = asyncio.Event()
+        self.last_used_seconds = time.monotonic()
         self._num_leases = 0
         self._idle = asyncio.Event()
         self._file_bytes = file_bytes
@@ -79,7 +81,14 @@ class Worker:
         self._next_id = 0
         self._task: asyncio.Task[None] | None = None
 
+    def refuse(self, reason: str) -> None:
+        """Counts it as failed without a try."""
+        self.state, self.reason = WorkerState.FAILED, reason
+        self.settled.set()
+        log.error("%s: %s is not served: %s", self.model_id, self.path.name, reason)
+
     def start(self) -> None:
+        self.state = WorkerState.WAITING
         self._task = asyncio.create_task(self._supervise(), name=f"worker {self.model_id}")
 
     @contextlib.contextmanager
@@ -91,6 +100,7 @@ class Worker:
         """
         if self.state is not WorkerState.READY:
             raise self._not_ready()
+        self.last_used_seconds = time.monotonic()
         self._num_leases += 1
         try:
             yield
@@ -181,6 +191,16 @@ class Worker:
         return GenerationError(
             503, f"'{self.model_id}' is {self.state.value}; try again soon.", "model_not_ready", retry_after_seconds=2
         )
+
+    @property
+    def is_available(self) -> bool:
+        """Whether requests are served, after loading it if it loads on demand."""
+        return self.state is WorkerState.READY or (self._options.on_demand and self.state is not WorkerState.FAILED)
+
+    @property
+    def waits_for_demand(self) -> bool:
+        """Whether a request must have it loaded, or wait until another one's has."""
+        return self._options.on_demand and self.state in (WorkerState.UNLOADED, WorkerState.WAITING, WorkerState.LOADING)
 
     @property
     def is_loading_first(self) -> bool:
@@ -283,7 +303,8 @@ class Worker:
             self.settled.set()
             self.state, self.reason, self.info = WorkerState.READY, None, frame["info"]
             self._ready_at = time.monotonic()
-            facts = ", ".join(f"{name} {value}" for name, value in self.info.items())
+            reasons = {name: f" ({reason})" for name, reason in frame["reasons"].items()}
+            facts = ", ".join(f"{name} {value}{reasons.get(name, '')}" for name, value in self.info.items())
             log.info("%s: ready: %s, pid %d", self.model_id, facts, self.pid)
         elif operation == "failed":
             self.settled.set()
