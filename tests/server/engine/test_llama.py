@@ -226,7 +226,13 @@ def test_sampler_chooses_as_the_whole_chain_does(capture: llama.LogCapture, embe
     context = new_context(model, capture, num_cells=512, num_slots=1)
     sequence = Sequence(0, model.tokenize("The weather in spring is", add_special=True), 40, GREEDY, TextStream([]))
     sequence.slot = 0
-    cases = [GREEDY, *(SamplingParams(temperature=1.5, top_k=top_k, seed=top_k) for top_k in (1, 2, 40, 100))]
+    bias = ((sequence.tokens[-1], 25.0), (7, -100.0), (107, -100.0), (108, -3.0))
+    cases = [
+        GREEDY,
+        SamplingParams(temperature=0, logit_bias=bias),
+        *(SamplingParams(temperature=1.5, top_k=top_k, seed=top_k) for top_k in (1, 2, 40, 100)),
+        SamplingParams(temperature=1.5, seed=5, logit_bias=bias),
+    ]
     short, long = ([model.sampler(params) for params in cases] for _ in range(2))
     for sampler in long:
         sampler.num_candidates = 0
@@ -236,4 +242,4 @@ def test_sampler_chooses_as_the_whole_chain_does(capture: llama.LogCapture, embe
         sequence.num_computed = len(sequence.tokens)
         chosen = [context.sample(sampler, rows[0]) for sampler in short]
         assert chosen == [context.sample(sampler, rows[0]) for sampler in long]
-        sequence.tokens.append(chosen[3])
+        sequence.tokens.append(chosen[4])

@@ -321,10 +321,12 @@ class Sampler:
         chain_params = lib.llama_sampler_chain_default_params()
         chain_params.no_perf = True
         self.handle = lib.llama_sampler_chain_init(chain_params)
-        # What the chain looks at. 0: at all tokens, since it changes the order of any.
+        # How many of the likeliest tokens the chain looks at, besides those with a bias. 0: at all, since it may move any.
         self.num_candidates = 0
-        if not params.logit_bias and not params.has_penalties:
-            self.num_candidates = 1 if params.is_greedy else params.top_k
+        self._biased = np.unique(np.array([token for token, _ in params.logit_bias], dtype=np.intp))
+        if not params.has_penalties and (params.is_greedy or params.top_k > 0):
+            # A bias may push away as many of the likeliest.
+            self.num_candidates = (1 if params.is_greedy else params.top_k) + len(self._biased)
         parts = []
         if params.logit_bias:
             biases = (lib.llama_logit_bias * len(params.logit_bias))()
@@ -368,6 +370,8 @@ class Sampler:
         tokens = likeliest(logits, self.num_candidates)
         if tokens is None:
             return None
+        if len(self._biased):
+            tokens = np.union1d(tokens, self._biased)
         data = np.zeros(len(tokens), dtype=_TOKEN_DATA)
         data["id"] = tokens
         data["logit"] = logits[tokens]
