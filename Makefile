@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help setup run test e2e check format lock clean bench-download soak-download docs chart-lint images bake cluster cluster-down
+.PHONY: help setup run test e2e check format lock clean bench-download bench-engine soak-download docs chart-lint images bake cluster cluster-down
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -57,12 +57,17 @@ check: setup ## Lint and types; edits nothing
 	$(BIN)/ruff format --check $(CODE)
 	$(BIN)/mypy -p nlocalmodels_downloader -p nlocalmodels_server
 	$(BIN)/mypy tools tests
-	$(BIN)/mypy benchmarks
+	@# Each benchmark is a folder of scripts of its own, with module names of its own.
+	MYPYPATH=benchmarks/download $(BIN)/mypy benchmarks/download
+	MYPYPATH=benchmarks/engine $(BIN)/mypy benchmarks/engine
 	$(BIN)/hadolint images/*/Dockerfile tests/support/source_image/Dockerfile
 	$(BIN)/python tools/values_schema.py --check
 
 bench-download: setup ## Measure the downloader against curl, aria2c and huggingface_hub; writes benchmarks/download/RESULTS.md
 	@exec $(BIN)/python benchmarks/download/bench.py $(ARGS)
+
+bench-engine: setup ## Measure the server against llama-server, built on first use; ARGS="--quick", "--scenario stall"; writes benchmarks/engine/RESULTS.md
+	@exec $(BIN)/python benchmarks/engine/bench.py $(ARGS)
 
 soak-download: setup ## Kill downloads at random, again and again: ARGS="--schedules 200 --minutes 20 --folder /dev/shm"
 	SOAK=1 $(BIN)/pytest tests/downloader/test_kill_steps.py tests/downloader/test_shared_volume.py

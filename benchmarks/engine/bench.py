@@ -1,0 +1,221 @@
+"""Measures the server against llama-server, both over HTTP on loopback with the same settings: `make bench-engine`."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Coroutine, Iterable, Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from types import FrameType
+from typing import TypeVar
+
+import limited
+import scenarios
+from client import BenchError
+from figures import Results
+from peer import HERE, ensure_llama_server
+from peer import version as peer_version
+from plot import draw
+from report import Circumstances, as_json, render, table
+from scenarios import QUICK, STREAMS, Scale
+from servers import PACKAGE, Server, Settings, Starter
+
+# tools/ is on the path since peer.py was imported.
+from embedded_model import ensure_embedded_model
+
+T = TypeVar("T")
+SCENARIOS = ("decode", "prefix", "stall", "copy", "overhead", "two", "quota")
+QUOTA_CPUS = 1.0
+# What a server that looks at the host's cores takes on a usual one.
+HOST_THREADS = 16
+
+
+def say(text: str) -> None:
+    sys.stderr.write(f"[bench-engine] {text}\n")
+    sys.stderr.flush()
+
+
+class Bench:
+    """Runs the scenarios. All servers of a scenario are up at the same time and asked in turn: an idle one computes nothing."""
+
+    def __init__(self, starter: Starter, model: Path, scale: Scale, settings: Settings, num_runs: int) -> None:
+        self._starter = starter
+        self._model = model
+        self._scale = scale
+        self._settings = settings
+        self._num_runs = num_runs
+        self.results = Results()
+        self.client_share = 0.0
+
+    def one_model(self, selected: Sequence[str]) -> None:
+        with ExitStack() as stack:
+            ours = stack.enter_context(self._starter.ours([self._model], self._settings))
+            peer = stack.enter_context(self._starter.peer(self._model, self._settings))
+            self._warm_up([ours, peer])
+            for run in range(self._num_runs):
+                for scenario in selected:
+                    for server in _in_turn([ours, peer], run):
+                        self._ask_one(scenario, server, run)
+
+    def _ask_one(self, scenario: str, server: Server, run: int) -> None:
+        scale = self._scale
+        if scenario == "decode":
+            for number in STREAMS:
+                rate = self._measure(scenarios.decode(server, number, scale.decode_tokens, run))
+                self._add(server, run, {f"decode.{number}": rate})
+        elif scenario == "prefix":
+            self._add(server, run, self._measure(scenarios.shared_prefix(server, scale, run)))
+        elif scenario == "stall":
+            self._add(server, run, self._measure(scenarios.stall(server, scale, run)))
+        elif scenario == "copy":
+            figures, text = self._measure(scenarios.copy(server, scale))
+            self.results.texts[server.name] = text
+            self._add(server, run, figures)
+        elif server.name == "ours":
+            milliseconds = self._measure(scenarios.overhead(server, scale.decode_tokens, run))
+            self._add(server, run, {"overhead.milliseconds": milliseconds})
+
+    def two_models(self) -> None:
+        """Two files in one server of ours, against two processes of the peer with all threads each."""
+        models = [self._starter.linked(self._model, name) for name in ("first", "second")]
+        with ExitStack() as stack:
+            single = stack.enter_context(self._starter.ours([self._model], self._settings))
+            both = stack.enter_context(self._starter.ours(models, self._settings))
+            peers = [stack.enter_context(self._starter.peer(model, self._settings)) for model in models]
+            self._warm_up([single, both, *peers])
+            num_tokens = self._scale.two_tokens
+            for run in range(self._num_runs):
+                alone = [self._measure(scenarios.decode(single, number, num_tokens, run)) for number in (4, 8)]
+                rates = self._measure(scenarios.two_models(both.endpoints, num_tokens, run))
+                figures = {
+                    "two.tokens_per_second": sum(rates),
+                    "two.of_single": sum(rates) / alone[0],
+                    "two.least_share": min(rates) / alone[0],
+                    "two.single_4": alone[0],
+                    "two.single_8": alone[1],
+                    "two.first": rates[0],
+                    "two.second": rates[1],
+                }
+                self._add(both, run, figures)
+                endpoints = [endpoint for peer in peers for endpoint in peer.endpoints]
+                rates = self._measure(scenarios.two_models(endpoints, num_tokens, run))
+                figures = {"two.tokens_per_second": sum(rates), "two.first": rates[0], "two.second": rates[1]}
+                self._add(peers[0], run, figures)
+
+    def quota(self) -> None:
+        """Ours finds the quota by itself; the peer has the threads that it would take on a common host."""
+        reason = limited.why_not()
+        if reason is not None:
+            say(f"quota: skipped: {reason}")
+            self.results.skipped["quota"] = reason
+            return
+        detecting = Settings(self._settings.num_slots, self._settings.context_tokens, self._settings.num_cells, None)
+        many = Settings(self._settings.num_slots, self._settings.context_tokens, self._settings.num_cells, HOST_THREADS)
+        with limited.cpu_quota(QUOTA_CPUS) as prefix, ExitStack() as stack:
+            ours = stack.enter_context(self._starter.ours([self._model], detecting, prefix))
+            peer = stack.enter_context(self._starter.peer(self._model, many, prefix))
+            for server in (ours, peer):
+                self._measure(scenarios.decode(server, 1, 8, 0))
+            for run in range(self._num_runs):
+                for server in _in_turn([ours, peer], run):
+                    rate = self._measure(scenarios.decode(server, 4, self._scale.quota_tokens, run))
+                    self._add(server, run, {"quota.tokens_per_second": rate})
+
+    def _warm_up(self, servers: Iterable[Server]) -> None:
+        for server in servers:
+            asyncio.run(scenarios.warm_up(server))
+
+    def _measure(self, work: Coroutine[None, None, T]) -> T:
+        started, before = time.perf_counter(), time.process_time()
+        value = asyncio.run(work)
+        share = (time.process_time() - before) / (time.perf_counter() - started)
+        self.client_share = max(self.client_share, share)
+        return value
+
+    def _add(self, server: Server, run: int, figures: Mapping[str, float]) -> None:
+        self.results.add(server.name, figures)
+        shown = ", ".join(f"{key} {value:.3f}" for key, value in figures.items())
+        say(f"{run + 1}/{self._num_runs} {server.name}: {shown}")
+
+
+def _in_turn(servers: list[Server], run: int) -> list[Server]:
+    """Lets each be the first in every other run, so that neither always follows the other."""
+    return servers if run % 2 == 0 else servers[::-1]
+
+
+def run_all(options: argparse.Namespace, work: Path) -> tuple[Results, Circumstances]:
+    """Measures what is asked for."""
+    num_cores = len(os.sched_getaffinity(0))
+    llama_server = ensure_llama_server(jobs=num_cores)
+    starter = Starter(work, options.package, llama_server)
+    settings = Settings(num_threads=num_cores)
+    num_runs = 1 if options.quick else options.runs
+    bench = Bench(starter, ensure_embedded_model(), QUICK if options.quick else Scale(), settings, num_runs)
+    with_one = [name for name in SCENARIOS[:5] if name in options.scenario]
+    if with_one:
+        bench.one_model(with_one)
+    if "two" in options.scenario:
+        bench.two_models()
+    if "quota" in options.scenario:
+        bench.quota()
+    circumstances = Circumstances(
+        num_runs=num_runs,
+        is_quick=options.quick,
+        scenarios=options.scenario,
+        num_cores=num_cores,
+        settings=settings,
+        peer_version=peer_version(),
+        client_share=bench.client_share,
+    )
+    return bench.results, circumstances
+
+
+def _stop_on_signal(number: int, _frame: FrameType | None) -> None:
+    raise SystemExit(128 + number)
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError("must be 1 or more")
+    return value
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--scenario", action="append", choices=SCENARIOS, help="only this one; may be given again")
+    parser.add_argument("--runs", type=_positive, default=5, help="runs of each (default: %(default)s)")
+    parser.add_argument("--quick", action="store_true", help="one run with fewer tokens, to see a trend in two minutes")
+    parser.add_argument("--package", type=Path, default=PACKAGE, help="folder of another version of the server")
+    parser.add_argument("--json", type=Path, help="where all values are written, too")
+    parser.add_argument(
+        "--output", type=Path, help="folder for RESULTS.md and its plot (default: here, after a run of all that is not quick)"
+    )
+    options = parser.parse_args()
+    output = options.output or (None if options.scenario or options.quick else HERE)
+    options.scenario = options.scenario or list(SCENARIOS)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, _stop_on_signal)
+    try:
+        with tempfile.TemporaryDirectory(prefix="bench-engine-") as folder:
+            results, circumstances = run_all(options, Path(folder).resolve())
+    except BenchError as error:
+        say(str(error))
+        return 2
+    sys.stdout.write("\n".join(table(results)) + "\n")
+    if options.json:
+        options.json.write_text(as_json(results, circumstances), encoding="utf-8")
+    if output:
+        (output / "RESULTS.md").write_text(render(results, circumstances), encoding="utf-8")
+        (output / "results.svg").write_text(draw(results), encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

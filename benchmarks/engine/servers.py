@@ -1,0 +1,154 @@
+"""Starts and ends the servers that are compared, with the same settings."""
+
+from __future__ import annotations
+
+import http.client
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from client import BenchError, Endpoint
+
+OURS = "nlocalmodels_server"
+PACKAGE = Path(__file__).resolve().parent.parent.parent / "images" / "server" / OURS
+START_SECONDS = 120.0
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What both are told. `num_threads` None leaves it to ours; the peer is always told its own."""
+
+    num_slots: int = 32
+    context_tokens: int = 8192
+    # What all requests share. Ours takes as much for this model by itself; llama-server is told.
+    num_cells: int = 32768
+    num_threads: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Server:
+    """A server that is ready. `pid` is that of the process that talks HTTP."""
+
+    name: str
+    pid: int
+    endpoints: tuple[Endpoint, ...]
+
+
+class Starter:
+    """Starts servers whose files and logs are in one temporary folder."""
+
+    def __init__(self, work: Path, package: Path, llama_server: Path) -> None:
+        """Copies our package, so that one benchmark measures one version even if somebody edits meanwhile."""
+        self._work = work
+        self._llama_server = llama_server
+        shutil.copytree(package, work / "ours" / OURS, ignore=shutil.ignore_patterns("__pycache__"))
+        self._num_started = 0
+
+    def linked(self, model: Path, name: str) -> Path:
+        """Returns the same file under another name, as a model of its own."""
+        path = self._work / f"{name}.gguf"
+        path.symlink_to(model)
+        return path
+
+    @contextmanager
+    def ours(self, models: Sequence[Path], settings: Settings, prefix: Sequence[str] = ()) -> Iterator[Server]:
+        """Serves the files, each as a model of its own, as the product does: one process, by its environment."""
+        port = _free_port()
+        folder = self._work / f"models-{port}"
+        folder.mkdir()
+        for path in models:
+            os.symlink(path, folder / path.name)
+        environ = {
+            "PYTHONPATH": str(self._work / "ours"),
+            "MODEL_PATH": str(folder),
+            "DEFAULT_MODEL": models[0].stem,
+            "READY_WHEN": "all",
+            "HOST": "127.0.0.1",
+            "PORT": str(port),
+            "CONTEXT_TOKENS": str(settings.context_tokens),
+            "NUM_SLOTS": str(settings.num_slots),
+            **({"NUM_THREADS": str(settings.num_threads)} if settings.num_threads else {}),
+        }
+        command = [*prefix, sys.executable, "-m", OURS]
+        with self._running("ours", command, environ, port, "/readyz") as pid:
+            yield Server("ours", pid, tuple(Endpoint(port, path.stem) for path in models))
+
+    @contextmanager
+    def peer(self, model: Path, settings: Settings, prefix: Sequence[str] = ()) -> Iterator[Server]:
+        port = _free_port()
+        threads = str(settings.num_threads or len(os.sched_getaffinity(0)))
+        command = [*prefix, str(self._llama_server), "--model", str(model), "--host", "127.0.0.1", "--port", str(port)]
+        command += ["--parallel", str(settings.num_slots), "--ctx-size", str(settings.num_cells), "--kv-unified"]
+        command += ["--threads", threads, "--threads-batch", threads]
+        with self._running("llama-server", command, {}, port, "/health") as pid:
+            yield Server("llama-server", pid, (Endpoint(port, model.stem),))
+
+    @contextmanager
+    def _running(
+        self, name: str, command: Sequence[str], environ: Mapping[str, str], port: int, ready_path: str
+    ) -> Iterator[int]:
+        self._num_started += 1
+        log_path = self._work / f"{self._num_started}-{name}.log"
+        clean = {"PATH": os.environ.get("PATH", os.defpath), "HOME": str(self._work), "LC_ALL": "C.UTF-8"}
+        with open(log_path, "wb") as log:
+            process = subprocess.Popen(
+                command,
+                env={**clean, **environ},
+                cwd=self._work,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+        try:
+            _wait_until_ready(process, name, port, ready_path, log_path)
+            yield process.pid
+        finally:
+            _end_group(process)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def _wait_until_ready(process: subprocess.Popen[bytes], name: str, port: int, path: str, log_path: Path) -> None:
+    deadline = time.monotonic() + START_SECONDS
+    while process.poll() is None and time.monotonic() < deadline:
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
+        try:
+            connection.request("GET", path)
+            if connection.getresponse().status == 200:
+                return
+        except (OSError, http.client.HTTPException):
+            pass
+        finally:
+            connection.close()
+        time.sleep(0.1)
+    tail = "\n".join(log_path.read_text(errors="replace").splitlines()[-20:])
+    state = "is not ready" if process.returncode is None else f"ended with {process.returncode}"
+    raise BenchError(f"{tail}\n{name} {state}; its last lines are above.")
+
+
+def _end_group(process: subprocess.Popen[bytes]) -> None:
+    """Ends a server and its workers."""
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGTERM)
+    try:
+        process.wait(10.0)
+    except subprocess.TimeoutExpired:
+        pass
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
