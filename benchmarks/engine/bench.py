@@ -44,9 +44,8 @@ def say(text: str) -> None:
 class Bench:
     """Runs the scenarios. All servers of a scenario are up at the same time and asked in turn: an idle one computes nothing."""
 
-    def __init__(self, starter: Starter, model: Path, scale: Scale, settings: Settings, num_runs: int) -> None:
+    def __init__(self, starter: Starter, scale: Scale, settings: Settings, num_runs: int) -> None:
         self._starter = starter
-        self._model = model
         self._scale = scale
         self._settings = settings
         self._num_runs = num_runs
@@ -55,8 +54,8 @@ class Bench:
 
     def one_model(self, selected: Sequence[str]) -> None:
         with ExitStack() as stack:
-            ours = stack.enter_context(self._starter.ours([self._model], self._settings))
-            peer = stack.enter_context(self._starter.peer(self._model, self._settings))
+            ours = stack.enter_context(self._starter.ours(self._settings))
+            peer = stack.enter_context(self._starter.peer(self._settings))
             self._warm_up([ours, peer])
             for run in range(self._num_runs):
                 for scenario in selected:
@@ -83,11 +82,10 @@ class Bench:
 
     def two_models(self) -> None:
         """Two files in one server of ours, against two processes of the peer with all threads each."""
-        models = [self._starter.linked(self._model, name) for name in ("first", "second")]
         with ExitStack() as stack:
-            single = stack.enter_context(self._starter.ours([self._model], self._settings))
-            both = stack.enter_context(self._starter.ours(models, self._settings))
-            peers = [stack.enter_context(self._starter.peer(model, self._settings)) for model in models]
+            single = stack.enter_context(self._starter.ours(self._settings))
+            both = stack.enter_context(self._starter.ours(self._settings, ("first", "second")))
+            peers = [stack.enter_context(self._starter.peer(self._settings)) for _ in both.endpoints]
             self._warm_up([single, both, *peers])
             num_tokens = self._scale.two_tokens
             for run in range(self._num_runs):
@@ -118,8 +116,8 @@ class Bench:
         detecting = Settings(self._settings.num_slots, self._settings.context_tokens, self._settings.num_cells, None)
         many = Settings(self._settings.num_slots, self._settings.context_tokens, self._settings.num_cells, HOST_THREADS)
         with limited.cpu_quota(QUOTA_CPUS) as prefix, ExitStack() as stack:
-            ours = stack.enter_context(self._starter.ours([self._model], detecting, prefix))
-            peer = stack.enter_context(self._starter.peer(self._model, many, prefix))
+            ours = stack.enter_context(self._starter.ours(detecting, prefix=prefix))
+            peer = stack.enter_context(self._starter.peer(many, prefix))
             for server in (ours, peer):
                 self._measure(scenarios.decode(server, 1, 8, 0))
             for run in range(self._num_runs):
@@ -153,10 +151,10 @@ def run_all(options: argparse.Namespace, work: Path) -> tuple[Results, Circumsta
     """Measures what is asked for."""
     num_cores = len(os.sched_getaffinity(0))
     llama_server = ensure_llama_server(jobs=num_cores)
-    starter = Starter(work, options.package, llama_server)
+    starter = Starter(work, options.package, llama_server, ensure_embedded_model())
     settings = Settings(num_threads=num_cores)
     num_runs = 1 if options.quick else options.runs
-    bench = Bench(starter, ensure_embedded_model(), QUICK if options.quick else Scale(), settings, num_runs)
+    bench = Bench(starter, QUICK if options.quick else Scale(), settings, num_runs)
     with_one = [name for name in SCENARIOS[:5] if name in options.scenario]
     if with_one:
         bench.one_model(with_one)

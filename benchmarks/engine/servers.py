@@ -45,31 +45,26 @@ class Server:
 class Starter:
     """Starts servers whose files and logs are in one temporary folder."""
 
-    def __init__(self, work: Path, package: Path, llama_server: Path) -> None:
+    def __init__(self, work: Path, package: Path, llama_server: Path, model: Path) -> None:
         """Copies our package, so that one benchmark measures one version even if somebody edits meanwhile."""
         self._work = work
         self._llama_server = llama_server
+        self._model = model
         shutil.copytree(package, work / "ours" / OURS, ignore=shutil.ignore_patterns("__pycache__"))
         self._num_started = 0
 
-    def linked(self, model: Path, name: str) -> Path:
-        """Returns the same file under another name, as a model of its own."""
-        path = self._work / f"{name}.gguf"
-        path.symlink_to(model)
-        return path
-
     @contextmanager
-    def ours(self, models: Sequence[Path], settings: Settings, prefix: Sequence[str] = ()) -> Iterator[Server]:
-        """Serves the files, each as a model of its own, as the product does: one process, by its environment."""
+    def ours(self, settings: Settings, ids: Sequence[str] = ("only",), prefix: Sequence[str] = ()) -> Iterator[Server]:
+        """Serves the file under each id, as a model of its own, as the product does: one process, by its environment."""
         port = _free_port()
         folder = self._work / f"models-{port}"
         folder.mkdir()
-        for path in models:
-            os.symlink(path, folder / path.name)
+        for model_id in ids:
+            (folder / f"{model_id}.gguf").symlink_to(self._model)
         environ = {
             "PYTHONPATH": str(self._work / "ours"),
             "MODEL_PATH": str(folder),
-            "DEFAULT_MODEL": models[0].stem,
+            "DEFAULT_MODEL": ids[0],
             "READY_WHEN": "all",
             "HOST": "127.0.0.1",
             "PORT": str(port),
@@ -79,17 +74,17 @@ class Starter:
         }
         command = [*prefix, sys.executable, "-m", OURS]
         with self._running("ours", command, environ, port, "/readyz") as pid:
-            yield Server("ours", pid, tuple(Endpoint(port, path.stem) for path in models))
+            yield Server("ours", pid, tuple(Endpoint(port, model_id) for model_id in ids))
 
     @contextmanager
-    def peer(self, model: Path, settings: Settings, prefix: Sequence[str] = ()) -> Iterator[Server]:
+    def peer(self, settings: Settings, prefix: Sequence[str] = ()) -> Iterator[Server]:
         port = _free_port()
         threads = str(settings.num_threads or len(os.sched_getaffinity(0)))
-        command = [*prefix, str(self._llama_server), "--model", str(model), "--host", "127.0.0.1", "--port", str(port)]
+        command = [*prefix, str(self._llama_server), "--model", str(self._model), "--host", "127.0.0.1", "--port", str(port)]
         command += ["--parallel", str(settings.num_slots), "--ctx-size", str(settings.num_cells), "--kv-unified"]
         command += ["--threads", threads, "--threads-batch", threads]
         with self._running("llama-server", command, {}, port, "/health") as pid:
-            yield Server("llama-server", pid, (Endpoint(port, model.stem),))
+            yield Server("llama-server", pid, (Endpoint(port, "only"),))
 
     @contextmanager
     def _running(
