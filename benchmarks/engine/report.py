@@ -13,7 +13,7 @@ from pathlib import Path
 from statistics import median
 
 from figures import FIGURES, Figure, Results
-from scenarios import PASSAGE
+from scenarios import PASSAGE, PASSAGE_START
 from servers import Settings
 
 
@@ -116,7 +116,7 @@ def _copy_text(results: Results) -> list[str]:
         return []
     ours, peer = results.texts["ours"], results.texts["llama-server"]
     same = "the same text" if ours == peer else "different texts, as a near-tie of a quantized model may end either way"
-    exact = "which is" if PASSAGE.startswith(ours.strip()) else "of which ours is not"
+    exact = "which is" if PASSAGE.startswith(PASSAGE_START + ours) else "of which ours is not"
     return [f"Copying, both gave {same}, {exact} the beginning of the passage.", ""]
 
 

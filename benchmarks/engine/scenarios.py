@@ -33,14 +33,15 @@ _WORDS = (
 )
 # fmt: on
 
-# gemma-3-270m, a base model, repeats it to the letter.
+# gemma-3-270m, a base model, repeats it to the letter once the copy has begun.
+PASSAGE_START = "The harbour master"
 PASSAGE = (
-    "The harbour master counted the boats that came in before noon: eleven trawlers, two ferries and a grey yacht with a "
+    f"{PASSAGE_START} counted the boats that came in before noon: eleven trawlers, two ferries and a grey yacht with a "
     "torn sail. He wrote each name in a green book, beside the weight of the catch and the hour of its landing. When the "
     "rain began, he moved his table under the roof of the ice house and went on writing. By evening the book had forty-three "
     "new lines, and nobody but the gulls had disturbed him."
 )
-COPY_PROMPT = f"{PASSAGE}\n\nThe same text once more, word for word:\n\n"
+COPY_PROMPT = f"{PASSAGE}\n\nThe same text once more, word for word:\n\n{PASSAGE_START}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +53,7 @@ class Scale:
     prefix_tokens: int = 64
     stall_words: int = 2000
     stall_tokens: int = 160
-    copy_tokens: int = 88
+    copy_tokens: int = 80
     two_tokens: int = 64
     quota_tokens: int = 48
 
