@@ -8,17 +8,17 @@ import os
 import signal
 import sys
 import tempfile
-import time
-from collections.abc import Coroutine, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from types import FrameType
-from typing import TypeVar
 
 import limited
 import scenarios
 from client import BenchError
 from figures import Results
+from meter import Meter, say
 from peer import HERE, ensure_llama_server
 from peer import version as peer_version
 from plot import draw
@@ -29,16 +29,10 @@ from servers import PACKAGE, Server, Settings, Starter
 # tools/ is on the path since peer.py was imported.
 from embedded_model import ensure_embedded_model
 
-T = TypeVar("T")
 SCENARIOS = ("decode", "prefix", "stall", "copy", "overhead", "two", "quota")
 QUOTA_CPUS = 1.0
 # What a server that looks at the host's cores takes on a usual one.
 HOST_THREADS = 16
-
-
-def say(text: str) -> None:
-    sys.stderr.write(f"[bench-engine] {text}\n")
-    sys.stderr.flush()
 
 
 class Bench:
@@ -50,7 +44,7 @@ class Bench:
         self._settings = settings
         self._num_runs = num_runs
         self.results = Results()
-        self.client_share = 0.0
+        self.meter = Meter(starter.cpu_seconds)
 
     def one_model(self, selected: Sequence[str]) -> None:
         with ExitStack() as stack:
@@ -59,25 +53,25 @@ class Bench:
             self._warm_up([ours, peer])
             for run in range(self._num_runs):
                 for scenario in selected:
-                    for server in _in_turn([ours, peer], run):
-                        self._ask_one(scenario, server, run)
+                    for number in STREAMS if scenario == "decode" else (0,):
+                        for server in _in_turn([ours, peer], run):
+                            self._ask_one(scenario, number, server, run)
 
-    def _ask_one(self, scenario: str, server: Server, run: int) -> None:
+    def _ask_one(self, scenario: str, num_streams: int, server: Server, run: int) -> None:
         scale = self._scale
         if scenario == "decode":
-            for number in STREAMS:
-                rate = self._measure(scenarios.decode(server, number, scale.decode_tokens, run))
-                self._add(server, run, {f"decode.{number}": rate})
+            rate = self.meter.take(scenarios.decode, server, num_streams, scale.decode_tokens)
+            self._add(server, run, {f"decode.{num_streams}": rate})
         elif scenario == "prefix":
-            self._add(server, run, self._measure(scenarios.shared_prefix(server, scale, run)))
+            self._add(server, run, self.meter.take(scenarios.shared_prefix, server, scale))
         elif scenario == "stall":
-            self._add(server, run, self._measure(scenarios.stall(server, scale, run)))
+            self._add(server, run, self.meter.take(scenarios.stall, server, scale))
         elif scenario == "copy":
-            figures, text = self._measure(scenarios.copy(server, scale))
+            figures, text = self.meter.take(scenarios.copy, server, scale)
             self.results.texts[server.name] = text
             self._add(server, run, figures)
         elif server.name == "ours":
-            milliseconds = self._measure(scenarios.overhead(server, scale.decode_tokens, run))
+            milliseconds = self.meter.take(scenarios.overhead, server, scale.decode_tokens)
             self._add(server, run, {"overhead.milliseconds": milliseconds})
 
     def two_models(self) -> None:
@@ -89,8 +83,8 @@ class Bench:
             self._warm_up([single, both, *peers])
             num_tokens = self._scale.two_tokens
             for run in range(self._num_runs):
-                alone = [self._measure(scenarios.decode(single, number, num_tokens, run)) for number in (4, 8)]
-                rates = self._measure(scenarios.two_models(both.endpoints, num_tokens, run))
+                alone = [self.meter.take(scenarios.decode, single, number, num_tokens) for number in (4, 8)]
+                rates = self.meter.take(scenarios.two_models, both.endpoints, num_tokens)
                 figures = {
                     "two.tokens_per_second": sum(rates),
                     "two.of_single": sum(rates) / alone[0],
@@ -102,7 +96,7 @@ class Bench:
                 }
                 self._add(both, run, figures)
                 endpoints = [endpoint for peer in peers for endpoint in peer.endpoints]
-                rates = self._measure(scenarios.two_models(endpoints, num_tokens, run))
+                rates = self.meter.take(scenarios.two_models, endpoints, num_tokens)
                 figures = {"two.tokens_per_second": sum(rates), "two.first": rates[0], "two.second": rates[1]}
                 self._add(peers[0], run, figures)
 
@@ -113,28 +107,20 @@ class Bench:
             say(f"quota: skipped: {reason}")
             self.results.skipped["quota"] = reason
             return
-        detecting = Settings(self._settings.num_slots, self._settings.context_tokens, self._settings.num_cells, None)
-        many = Settings(self._settings.num_slots, self._settings.context_tokens, self._settings.num_cells, HOST_THREADS)
+        detecting, many = (replace(self._settings, num_threads=number) for number in (None, HOST_THREADS))
         with limited.cpu_quota(QUOTA_CPUS) as prefix, ExitStack() as stack:
             ours = stack.enter_context(self._starter.ours(detecting, prefix=prefix))
             peer = stack.enter_context(self._starter.peer(many, prefix))
             for server in (ours, peer):
-                self._measure(scenarios.decode(server, 1, 8, 0))
+                self.meter.take(scenarios.decode, server, 1, 8)
             for run in range(self._num_runs):
                 for server in _in_turn([ours, peer], run):
-                    rate = self._measure(scenarios.decode(server, 4, self._scale.quota_tokens, run))
+                    rate = self.meter.take(scenarios.decode, server, 4, self._scale.quota_tokens)
                     self._add(server, run, {"quota.tokens_per_second": rate})
 
     def _warm_up(self, servers: Iterable[Server]) -> None:
         for server in servers:
             asyncio.run(scenarios.warm_up(server))
-
-    def _measure(self, work: Coroutine[None, None, T]) -> T:
-        started, before = time.perf_counter(), time.process_time()
-        value = asyncio.run(work)
-        share = (time.process_time() - before) / (time.perf_counter() - started)
-        self.client_share = max(self.client_share, share)
-        return value
 
     def _add(self, server: Server, run: int, figures: Mapping[str, float]) -> None:
         self.results.add(server.name, figures)
@@ -169,7 +155,8 @@ def run_all(options: argparse.Namespace, work: Path) -> tuple[Results, Circumsta
         num_cores=num_cores,
         settings=settings,
         peer_version=peer_version(),
-        client_share=bench.client_share,
+        client_share=bench.meter.client_share,
+        others_shares=bench.meter.others_shares,
     )
     return bench.results, circumstances
 

@@ -19,7 +19,8 @@ from servers import Settings
 
 @dataclass(frozen=True, slots=True)
 class Circumstances:
-    """What the figures depend on. `client_share` is the largest share of one core that the client took."""
+    """What the figures depend on. `client_share` is the largest share of one core that the client took, `others_shares` what
+    in each measurement neither the servers nor the client took."""
 
     num_runs: int
     is_quick: bool
@@ -28,6 +29,7 @@ class Circumstances:
     settings: Settings
     peer_version: str
     client_share: float
+    others_shares: Sequence[float]
 
 
 def table(results: Results) -> list[str]:
@@ -74,7 +76,8 @@ def render(results: Results, where: Circumstances) -> str:
         "![Tokens per second by number of streams, and each ratio](results.svg)",
         "",
         *_copy_text(results),
-        f"The client took at most {where.client_share:.0%} of one core.",
+        f"The client took at most {where.client_share:.0%} of one core. What else the machine did "
+        f"took {median(where.others_shares):.0%} in the median measurement, {max(where.others_shares):.0%} in the worst.",
     ]
     return "\n".join(lines) + "\n"
 

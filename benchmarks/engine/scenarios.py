@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import random
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
 from client import BenchError, Endpoint, Request, Stream, send
+from machine import process_cpu_seconds
 from servers import Server
 
 Figures = dict[str, float]
@@ -76,9 +76,9 @@ async def decode(server: Server, num_streams: int, num_tokens: int, seed: int) -
 async def overhead(server: Server, num_tokens: int, seed: int) -> float:
     """Returns processor milliseconds of the HTTP process for each token, its share of taking requests in included."""
     (endpoint,) = server.endpoints
-    before = cpu_seconds(server.pid)
+    before = process_cpu_seconds(server.pid)
     streams = await _all(endpoint, _short(OVERHEAD_STREAMS, num_tokens, seed))
-    return (cpu_seconds(server.pid) - before) * 1000.0 / sum(stream.num_tokens for stream in streams)
+    return (process_cpu_seconds(server.pid) - before) * 1000.0 / sum(stream.num_tokens for stream in streams)
 
 
 async def shared_prefix(server: Server, scale: Scale, seed: int) -> Figures:
@@ -119,7 +119,7 @@ async def stall(server: Server, scale: Scale, seed: int) -> Figures:
     }
 
 
-async def copy(server: Server, scale: Scale) -> tuple[Figures, str]:
+async def copy(server: Server, scale: Scale, _seed: int) -> tuple[Figures, str]:
     """Has the model repeat a text at temperature 0, and returns the text too."""
     (endpoint,) = server.endpoints
     body = {"prompt": COPY_PROMPT, "temperature": 0, "max_tokens": scale.copy_tokens, "logit_bias": _NO_END}
@@ -145,11 +145,6 @@ def rate(streams: Sequence[Stream]) -> float:
 def words(chance: random.Random, number: int) -> str:
     """Returns that many words, each about a token of gemma."""
     return " ".join(chance.choices(_WORDS, k=number))
-
-
-def cpu_seconds(pid: int) -> float:
-    """Returns the processor time of a process with all its threads, to the nanosecond: Linux's clock of that process."""
-    return time.clock_gettime(~pid << 3 | 2)
 
 
 def _window(streams: Sequence[Stream]) -> tuple[float, float]:

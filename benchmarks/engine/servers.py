@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from client import BenchError, Endpoint
+from machine import sessions_cpu_seconds
 
 OURS = "nlocalmodels_server"
 PACKAGE = Path(__file__).resolve().parent.parent.parent / "images" / "server" / OURS
@@ -52,6 +53,11 @@ class Starter:
         self._model = model
         shutil.copytree(package, work / "ours" / OURS, ignore=shutil.ignore_patterns("__pycache__"))
         self._num_started = 0
+        self._running_pids: set[int] = set()
+
+    def cpu_seconds(self) -> float:
+        """Returns the processor time of all servers that run."""
+        return sessions_cpu_seconds(self._running_pids)
 
     @contextmanager
     def ours(self, settings: Settings, ids: Sequence[str] = ("only",), prefix: Sequence[str] = ()) -> Iterator[Server]:
@@ -103,10 +109,12 @@ class Starter:
                 stderr=log,
                 start_new_session=True,
             )
+        self._running_pids.add(process.pid)
         try:
             _wait_until_ready(process, name, port, ready_path, log_path)
             yield process.pid
         finally:
+            self._running_pids.discard(process.pid)
             _end_group(process)
 
 
