@@ -38,12 +38,12 @@ HOST_THREADS = 16
 class Bench:
     """Runs the scenarios. All servers of a scenario are up at the same time and asked in turn: an idle one computes nothing."""
 
-    def __init__(self, starter: Starter, scale: Scale, settings: Settings, num_runs: int) -> None:
+    def __init__(self, starter: Starter, scale: Scale, settings: Settings, num_runs: int, results: Results) -> None:
         self._starter = starter
         self._scale = scale
         self._settings = settings
         self._num_runs = num_runs
-        self.results = Results()
+        self.results = results
         self.meter = Meter(starter.cpu_seconds)
 
     def one_model(self, selected: Sequence[str]) -> None:
@@ -133,14 +133,14 @@ def _in_turn(servers: list[Server], run: int) -> list[Server]:
     return servers if run % 2 == 0 else servers[::-1]
 
 
-def run_all(options: argparse.Namespace, work: Path) -> tuple[Results, Circumstances]:
+def run_all(options: argparse.Namespace, work: Path, results: Results) -> Circumstances:
     """Measures what is asked for."""
     num_cores = len(os.sched_getaffinity(0))
     llama_server = ensure_llama_server(jobs=num_cores)
     starter = Starter(work, options.package, llama_server, ensure_embedded_model())
     settings = Settings(num_threads=num_cores)
     num_runs = 1 if options.quick else options.runs
-    bench = Bench(starter, QUICK if options.quick else Scale(), settings, num_runs)
+    bench = Bench(starter, QUICK if options.quick else Scale(), settings, num_runs, results)
     with_one = [name for name in SCENARIOS[:5] if name in options.scenario]
     if with_one:
         bench.one_model(with_one)
@@ -148,7 +148,7 @@ def run_all(options: argparse.Namespace, work: Path) -> tuple[Results, Circumsta
         bench.two_models()
     if "quota" in options.scenario:
         bench.quota()
-    circumstances = Circumstances(
+    return Circumstances(
         num_runs=num_runs,
         is_quick=options.quick,
         scenarios=options.scenario,
@@ -158,7 +158,6 @@ def run_all(options: argparse.Namespace, work: Path) -> tuple[Results, Circumsta
         client_share=bench.meter.client_share,
         others_shares=bench.meter.others_shares,
     )
-    return bench.results, circumstances
 
 
 def _stop_on_signal(number: int, _frame: FrameType | None) -> None:
@@ -187,16 +186,20 @@ def main() -> int:
     options.scenario = options.scenario or list(SCENARIOS)
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _stop_on_signal)
+    results = Results()
     try:
         with tempfile.TemporaryDirectory(prefix="bench-engine-") as folder:
-            results, circumstances = run_all(options, Path(folder).resolve())
+            circumstances = run_all(options, Path(folder).resolve(), results)
     except BenchError as error:
         say(str(error))
         return 2
-    sys.stdout.write("\n".join(table(results)) + "\n")
+    finally:
+        # Also what a run that is stopped has measured until then.
+        sys.stdout.write("\n".join(table(results)) + "\n")
     if options.json:
         options.json.write_text(as_json(results, circumstances), encoding="utf-8")
     if output:
+        output.mkdir(parents=True, exist_ok=True)
         (output / "RESULTS.md").write_text(render(results, circumstances), encoding="utf-8")
         (output / "results.svg").write_text(draw(results), encoding="utf-8")
     return 0

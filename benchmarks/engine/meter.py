@@ -15,7 +15,7 @@ Ts = TypeVarTuple("Ts")
 
 # A measurement during which others took more of a core is repeated, up to so many times.
 DISTURBED_SHARE = 0.15
-MAX_ATTEMPTS = 4
+MAX_ATTEMPTS = 3
 
 
 def say(text: str) -> None:
