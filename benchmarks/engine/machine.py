@@ -5,9 +5,16 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Collection
+from dataclasses import dataclass
 from pathlib import Path
 
 _TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK")
+
+
+@dataclass(frozen=True, slots=True)
+class _Process:
+    parent: int
+    cpu_ticks: int
 
 
 def process_cpu_seconds(pid: int) -> float:
@@ -15,18 +22,35 @@ def process_cpu_seconds(pid: int) -> float:
     return time.clock_gettime(~pid << 3 | 2)
 
 
-def sessions_cpu_seconds(leaders: Collection[int]) -> float:
-    """Returns the processor time of all processes in the sessions of these leaders, to 10 ms."""
-    ticks = 0
+def families_cpu_seconds(pids: Collection[int]) -> float:
+    """Returns the processor time of these processes and all their descendants that live, to 10 ms."""
+    table = _processes()
+    return sum(table[pid].cpu_ticks for pid in _with_descendants(pids, table)) / _TICKS_PER_SECOND
+
+
+def descendants(pid: int) -> list[int]:
+    """Returns the processes that a process has started, and those that they have started."""
+    return sorted(_with_descendants([pid], _processes()) - {pid})
+
+
+def _processes() -> dict[int, _Process]:
+    table = {}
     for path in Path("/proc").glob("[0-9]*/stat"):
         try:
-            # The name in brackets may hold anything; what follows are numbers.
+            # The name in brackets may hold anything; what follows are a letter and numbers.
             fields = path.read_text().rpartition(")")[2].split()
         except OSError:
             continue  # it has just ended
-        if int(fields[3]) in leaders:
-            ticks += int(fields[11]) + int(fields[12])
-    return ticks / _TICKS_PER_SECOND
+        table[int(path.parent.name)] = _Process(int(fields[1]), int(fields[11]) + int(fields[12]))
+    return table
+
+
+def _with_descendants(pids: Collection[int], table: dict[int, _Process]) -> set[int]:
+    found = {pid for pid in pids if pid in table}
+    # A worker may be a session and a group of its own, but not without a parent.
+    while more := {pid for pid, process in table.items() if process.parent in found} - found:
+        found |= more
+    return found
 
 
 def busy_seconds() -> float:

@@ -135,7 +135,7 @@ async def copy(server: Server, scale: Scale, _seed: int) -> tuple[Figures, str]:
 async def two_models(endpoints: Sequence[Endpoint], num_tokens: int, seed: int) -> list[float]:
     """Returns each model's tokens per second while four streams of each run at the same time.
 
-    Where one model is done before the other has begun, all tokens count over the whole time, which is in favour of such a server.
+    Where one model is done before the other has begun, all tokens count over the whole time, in favour of such a server.
     """
     bodies = _short(4, num_tokens, seed)
     requests = [[await send(endpoint, body) for body in bodies] for endpoint in endpoints]

@@ -11,12 +11,12 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from client import BenchError, Endpoint
-from machine import sessions_cpu_seconds
+from machine import descendants, families_cpu_seconds
 
 OURS = "nlocalmodels_server"
 PACKAGE = Path(__file__).resolve().parent.parent.parent / "images" / "server" / OURS
@@ -57,7 +57,7 @@ class Starter:
 
     def cpu_seconds(self) -> float:
         """Returns the processor time of all servers that run."""
-        return sessions_cpu_seconds(self._running_pids)
+        return families_cpu_seconds(self._running_pids)
 
     @contextmanager
     def ours(self, settings: Settings, ids: Sequence[str] = ("only",), prefix: Sequence[str] = ()) -> Iterator[Server]:
@@ -115,7 +115,7 @@ class Starter:
             yield process.pid
         finally:
             self._running_pids.discard(process.pid)
-            _end_group(process)
+            _end(process)
 
 
 def _free_port() -> int:
@@ -143,15 +143,23 @@ def _wait_until_ready(process: subprocess.Popen[bytes], name: str, port: int, pa
     raise BenchError(f"{tail}\n{name} {state}; its last lines are above.")
 
 
-def _end_group(process: subprocess.Popen[bytes]) -> None:
-    """Ends a server and its workers."""
-    with suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGTERM)
-    try:
-        process.wait(10.0)
-    except subprocess.TimeoutExpired:
-        pass
-    finally:
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """Ends a server, and what of its workers is left: they may be in groups of their own."""
+    with ExitStack() as stack:
+        workers = []
+        for pid in descendants(process.pid):
+            with suppress(ProcessLookupError):
+                # A descriptor stays with its process, where a number might soon be another's.
+                workers.append(os.pidfd_open(pid))
+                stack.callback(os.close, workers[-1])
+        try:
+            process.terminate()
+            process.wait(10.0)
+        except subprocess.TimeoutExpired:
+            pass
+        finally:
+            process.kill()
+            process.wait()
+            for worker in workers:
+                with suppress(ProcessLookupError):
+                    signal.pidfd_send_signal(worker, signal.SIGKILL)
