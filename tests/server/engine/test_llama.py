@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import random
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -243,3 +245,16 @@ def test_sampler_chooses_as_the_whole_chain_does(capture: llama.LogCapture, embe
         chosen = [context.sample(sampler, rows[0]) for sampler in short]
         assert chosen == [context.sample(sampler, rows[0]) for sampler in long]
         sequence.tokens.append(chosen[4])
+
+
+def test_llama_cpp_may_log_after_a_capture_is_forgotten(tmp_path: Path) -> None:
+    """It calls back whenever it has something to say, also from a process that has long loaded its model."""
+    code = (
+        "import gc, pathlib; from nlocalmodels_server.engine import llama\n"
+        f"def load(): return llama.Model(pathlib.Path({str(write_llama(tmp_path / 'm.gguf'))!r}), llama.start_backend())\n"
+        "model = load(); gc.collect(); junk = [bytearray(64) for _ in range(10000)]\n"
+        f"load_again = llama.lib.llama_model_load_from_file({str(tmp_path / 'gone.gguf').encode()!r},"
+        " llama.lib.llama_model_default_params()); print('alive', load_again)\n"
+    )
+    run = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True, timeout=60)
+    assert (run.returncode, run.stdout) == (0, "alive None\n"), run.stderr

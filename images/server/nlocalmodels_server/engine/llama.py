@@ -35,15 +35,19 @@ class DecodeError(Exception):
     """llama_decode failed for another reason than a full cache."""
 
 
+_callbacks: list[object] = []
+
+
 class LogCapture:
     """Keeps llama.cpp's error lines: its functions return NULL and say why only in the log."""
 
     def __init__(self) -> None:
         self._last_level = 0
         self.errors: list[str] = []
-        # Kept alive here for as long as llama.cpp may call it.
-        self._callback = lib.llama_log_callback(self._receive)
-        lib.llama_log_set(self._callback, ctypes.c_void_p(0))
+        callback = lib.llama_log_callback(self._receive)
+        # llama.cpp may call it for as long as the process lives.
+        _callbacks.append(callback)
+        lib.llama_log_set(callback, ctypes.c_void_p(0))
 
     def _receive(self, level: int, text: bytes, _: object) -> None:
         level = self._last_level if level == _CONTINUED_LEVEL else level
