@@ -100,8 +100,10 @@ class Engine:
             return [self._fail(work.sequence, f"the model failed on this request: {error}") for work in step.works]
         if rows is None:
             return self._make_room()
+        num_yielding = sum(1 + len(work.draft) for work in step.works if work.yields_token)
+        num_rows = sum(work.num_rows for work in step.works)
         events = self._take_out(step.works, rows)
-        self._costs.record(sum(work.num_rows for work in step.works), time.perf_counter() - started)
+        self._costs.record(num_yielding, num_rows - num_yielding, time.perf_counter() - started)
         return events
 
     def _take_in(self, wait: bool) -> None:
