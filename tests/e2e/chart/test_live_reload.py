@@ -195,47 +195,47 @@ def test_user_replaces_a_file_and_rolls_back(
     assert source.requests() == []
 
 
-@pytest.mark.parametrize(
-    ("wrong", "reason"),
-    [
-        ({"sha256": "0" * 64}, "0" * 64),
-        # A digest that nothing on the volume has, or it would not be asked for.
-        ({"sha256": "2" * 64, "source": f"http://{HOST}/no-such.gguf"}, "no-such.gguf"),
-    ],
-    ids=["with a wrong digest", "whose source is gone"],
-)
-def test_user_adds_a_model_that_cannot_be_fetched_and_rolls_back(
-    wrong: Values,
-    reason: str,
-    installed: Release,
-    load: Load,
-    steady: None,
-    values: Values,
-    source: SourcePod,
-    strategy: str,
-    kubernetes: Kubernetes,
+@on_claim
+def test_user_adds_a_model_with_a_wrong_digest_and_rolls_back(
+    installed: Release, load: Load, steady: None, values: Values, source: SourcePod, strategy: str
 ) -> None:
+    fail_and_roll_back(installed, load, values, source, strategy, {"sha256": "0" * 64}, "0" * 64)
+
+
+def test_user_adds_a_model_whose_source_is_gone_and_rolls_back(
+    installed: Release, load: Load, steady: None, values: Values, source: SourcePod, strategy: str
+) -> None:
+    # With a digest that nothing on the volume has, or the source would not be asked.
+    wrong = {"sha256": "2" * 64, "source": f"http://{HOST}/no-such.gguf"}
+    fail_and_roll_back(installed, load, values, source, strategy, wrong, "no-such.gguf")
+
+
+def fail_and_roll_back(
+    release: Release, load: Load, values: Values, source: SourcePod, strategy: str, wrong: Values, reason: str
+) -> None:
+    """Upgrades to a set with a model that is wrong in this, waits until the reason is told, and goes back."""
     model = source_model("tiny-c.gguf", **wrong)
     path = model["source"].rsplit("/", 1)[-1]
-    served = {body["set"] for body in installed.readiness().values()}
-    installed.apply(with_models(values, more=model))
-    kubernetes.wait(lambda: reason in why_not(installed, strategy), "the reason", LIVE_SECONDS)
+    served = {body["set"] for body in release.readiness().values()}
+    release.apply(with_models(values, more=model))
+    release.kubernetes.wait(lambda: reason in why_not(release, strategy), "the reason", LIVE_SECONDS)
 
     def all_wait() -> bool:
-        nudge(installed)
-        said = installed.readiness().values()
+        nudge(release)
+        said = release.readiness().values()
         return all("pending" in body and f"{body['pending']['set']}.json" in str(body["pending"]) for body in said)
 
-    kubernetes.wait(all_wait, "every pod to say what it waits for", LIVE_SECONDS)
-    assert {body["set"] for body in installed.readiness().values()} == served
+    release.kubernetes.wait(all_wait, "every pod to say what it waits for", LIVE_SECONDS)
+    assert {body["set"] for body in release.readiness().values()} == served
     load.settle()
     source.reset()
-    installed.rollback()
-    converge(installed)
+    release.rollback()
+    converge(release)
     # A sidecar may have tried once more before it heard of the rollback.
     assert {request["path"] for request in source.requests()} <= ({f"/{path}"} if strategy == "emptyDir" else set())
 
 
+@on_claim
 def test_pod_is_deleted_while_a_model_is_added(installed: Release, load: Load, values: Values, kubernetes: Kubernetes) -> None:
     installed.apply(with_models(values, more=source_model("tiny-c.gguf")))
     victim = installed.pods()[0]["metadata"]["name"]
