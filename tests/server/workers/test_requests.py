@@ -45,14 +45,14 @@ def test_retry_after_is_what_is_left_to_compute_at_the_measured_rate() -> None:
         requests = Requests()
         add(requests, 1, 100, 100)
         assert requests.retry_after_seconds() == 5  # nothing was measured yet
-        requests.receive([[1, "a", None, 0, 0, None]] * 99)
-        requests.receive([[1, "a", "length", 100, 100, None]])
+        requests.receive([[1, "a", None, 0, 0, 0, None]] * 99)
+        requests.receive([[1, "a", "length", 100, 100, 0, None]])
         requests.pass_time(1.0)  # of no account: there is no request
         add(requests, 2, 300, 1000)
         requests.pass_time(10.0)
         # 200 tokens in 10 s, faded a little; 300 of the prompt and probably 100 as before: about 20 s.
         assert 20 <= requests.retry_after_seconds() <= 23
-        requests.receive([[2, "a", None, 0, 0, None]])
+        requests.receive([[2, "a", None, 0, 0, 0, None]])
         # 501 tokens by now, and 99 to go.
         assert requests.retry_after_seconds() == 3
         for request_id in range(3, 500):
