@@ -16,7 +16,7 @@ from nlocalmodels_server.models.scan import scan
 from nlocalmodels_server.settings import Settings
 from nlocalmodels_server.workers.generation import Delta, Generation, GenerationError
 from nlocalmodels_server.workers.protocol import GenerationRequest
-from nlocalmodels_server.workers.worker import WorkerState
+from nlocalmodels_server.workers.state import WorkerState
 from support.gguf_files import write_llama
 
 SHORT = Memory(limit_bytes=1 << 30, used_bytes=1 << 29)

@@ -24,7 +24,8 @@ from nlocalmodels_server.api.errors import ApiError
 from nlocalmodels_server.api.params import ParsedRequest, parse_chat_completion, parse_completion
 from nlocalmodels_server.models.registry import Registry, UnknownModelError
 from nlocalmodels_server.workers.generation import Delta, Generation, GenerationError
-from nlocalmodels_server.workers.worker import Worker, WorkerState
+from nlocalmodels_server.workers.state import WorkerState
+from nlocalmodels_server.workers.worker import Worker
 
 log = logging.getLogger(__name__)
 

@@ -15,8 +15,9 @@ from nlocalmodels_server.models.on_demand import OnDemand
 from nlocalmodels_server.models.reload import Plan, Target, find_shortage
 from nlocalmodels_server.models.slot import Replacement, Slot
 from nlocalmodels_server.workers.requests import RequestLimits
+from nlocalmodels_server.workers.state import WorkerState
 from nlocalmodels_server.workers.turns import TurnTable
-from nlocalmodels_server.workers.worker import Worker, WorkerState
+from nlocalmodels_server.workers.worker import Worker
 
 log = logging.getLogger(__name__)
 

@@ -11,7 +11,8 @@ from nlocalmodels_server.models.admission import Admission
 from nlocalmodels_server.models.reload import Target
 from nlocalmodels_server.models.slot import Slot
 from nlocalmodels_server.workers.generation import GenerationError
-from nlocalmodels_server.workers.worker import Worker, WorkerState
+from nlocalmodels_server.workers.state import WorkerState
+from nlocalmodels_server.workers.worker import Worker
 
 log = logging.getLogger(__name__)
 

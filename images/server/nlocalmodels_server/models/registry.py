@@ -19,7 +19,8 @@ from nlocalmodels_server.models.scan import ScanResult, scan
 from nlocalmodels_server.settings import Settings
 from nlocalmodels_server.workers.protocol import LoadOptions
 from nlocalmodels_server.workers.requests import RequestLimits
-from nlocalmodels_server.workers.worker import Worker, WorkerState
+from nlocalmodels_server.workers.state import WorkerState
+from nlocalmodels_server.workers.worker import Worker
 
 log = logging.getLogger(__name__)
 

@@ -8,7 +8,6 @@ import logging
 import time
 from collections.abc import Iterator
 from dataclasses import asdict
-from enum import Enum
 from pathlib import Path
 from typing import Any
 
@@ -18,24 +17,13 @@ from nlocalmodels_server.workers.heartbeat import Activity, Heartbeat
 from nlocalmodels_server.workers.process import ModelProcess
 from nlocalmodels_server.workers.protocol import Frame, GenerationRequest, LoadOptions
 from nlocalmodels_server.workers.requests import RequestLimits, Requests
+from nlocalmodels_server.workers.restarts import Restarts
+from nlocalmodels_server.workers.state import WorkerState
 from nlocalmodels_server.workers.turns import TurnTable
 
 log = logging.getLogger(__name__)
 
-_MAX_LOAD_ATTEMPTS = 3
-_MAX_BACKOFF_SECONDS = 30.0
-_STABLE_SECONDS = 60.0
 _TICK_SECONDS = 0.5
-
-
-class WorkerState(Enum):
-    UNLOADED = "unloaded"
-    WAITING = "waiting"
-    LOADING = "loading"
-    READY = "ready"
-    DRAINING = "draining"
-    FAILED = "failed"
-    STOPPED = "stopped"
 
 
 class Worker:
@@ -82,7 +70,7 @@ class Worker:
         self._task: asyncio.Task[None] | None = None
 
     def refuse(self, reason: str) -> None:
-        """Counts it as failed without a try."""
+        """Counts it as failed, without a try or another one."""
         self.state, self.reason = WorkerState.FAILED, reason
         self.settled.set()
         log.error("%s: %s is not served: %s", self.model_id, self.path.name, reason)
@@ -208,25 +196,19 @@ class Worker:
         return self.state in (WorkerState.WAITING, WorkerState.LOADING) and not self.num_restarts
 
     async def _supervise(self) -> None:
-        num_failed_loads = 0
-        backoff_seconds = 0.5
+        restarts = Restarts()
         while True:
             await self._run_process()
             if self.state in (WorkerState.FAILED, WorkerState.STOPPED):
                 return
-            was_ready, lived_seconds = self._ready_at is not None, time.monotonic() - (self._ready_at or time.monotonic())
             self.state = WorkerState.WAITING
-            num_failed_loads = 0 if was_ready else num_failed_loads + 1
-            if num_failed_loads >= _MAX_LOAD_ATTEMPTS:
-                self.state = WorkerState.FAILED
-                self.settled.set()
-                self.reason = f"its process {self.reason} while loading, {num_failed_loads} times"
-                log.error("%s: %s is not served: %s", self.model_id, self.path.name, self.reason)
+            wait_seconds = restarts.next_wait_seconds(None if self._ready_at is None else time.monotonic() - self._ready_at)
+            if wait_seconds is None:
+                self.refuse(f"its process {self.reason} while loading, {restarts.num_failed_loads} times")
                 return
-            backoff_seconds = 0.5 if lived_seconds > _STABLE_SECONDS else min(_MAX_BACKOFF_SECONDS, backoff_seconds * 2)
             self.num_restarts += 1
-            log.error("%s: its process %s; starting it again in %.0f s", self.model_id, self.reason, backoff_seconds)
-            await asyncio.sleep(backoff_seconds)
+            log.error("%s: its process %s; starting it again in %.0f s", self.model_id, self.reason, wait_seconds)
+            await asyncio.sleep(wait_seconds)
 
     async def _run_process(self) -> None:
         """Starts the process and returns when it has ended, with `state` FAILED if its file does not load."""
