@@ -30,8 +30,8 @@ from nlocalmodels_downloader.pauses import Pauses
 from nlocalmodels_downloader.redirects import redirect_target
 from nlocalmodels_downloader.sources import origin, redact
 
-# Small writes cost several times as much as large ones.
-CHUNK_BYTES = 256 * 1024
+# The page cache takes smaller writes at a higher cost each, and larger ones as runs of memory that it has to find first.
+CHUNK_BYTES = 128 * 1024
 MAX_HOLD_SECONDS = 1.0
 MIN_BYTES_PER_SECOND = 1024
 MAX_REDIRECTS = 10
