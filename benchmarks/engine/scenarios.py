@@ -48,13 +48,13 @@ COPY_PROMPT = f"{PASSAGE}\n\nThe same text once more, word for word:\n\n{PASSAGE
 class Scale:
     """How many tokens each scenario takes."""
 
-    decode_tokens: int = 96
+    decode_tokens: int = 64
     prefix_words: int = 1000
     prefix_tokens: int = 64
     stall_words: int = 2000
     stall_tokens: int = 160
     copy_tokens: int = 80
-    two_tokens: int = 64
+    two_tokens: int = 32
     quota_tokens: int = 48
 
 
