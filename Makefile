@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help setup run test e2e check format lock clean bench-download bench-engine soak-download docs chart-lint images bake cluster cluster-down
+.PHONY: help setup run test e2e check format lock clean bench-download bench-engine soak-download soak-server docs chart-lint images bake cluster cluster-down
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -68,6 +68,9 @@ bench-download: setup ## Measure the downloader against curl, aria2c and hugging
 
 bench-engine: setup ## Measure the server against llama-server, built on first use; ARGS="--quick", "--scenario stall"; writes benchmarks/engine/RESULTS.md
 	@exec $(BIN)/python benchmarks/engine/bench.py $(ARGS)
+
+soak-server: setup ## Load the server for an hour and see that nothing grows: ARGS="--minutes 60"
+	@PYTHONPATH=tests:tools exec $(BIN)/python -m support.soak_server $(ARGS)
 
 soak-download: setup ## Kill downloads at random, again and again: ARGS="--schedules 200 --minutes 20 --folder /dev/shm"
 	SOAK=1 $(BIN)/pytest tests/downloader/test_kill_steps.py tests/downloader/test_shared_volume.py

@@ -111,6 +111,10 @@ def test_no_models_declared_is_not_the_same_as_nothing_said_of_them() -> None:
         ),
         ({"models": [{**MODEL, "flashAttention": "on"}]}, "models[0].flashAttention: 'on' is neither true nor false; "),
         ({"models": [{**MODEL, "load": "lazy"}]}, "models[0].load: 'lazy' is not known; set it to boot or onDemand"),
+        (
+            {"models": [{**MODEL, "interTokenMilliseconds": 5}]},
+            "models[0].interTokenMilliseconds: 5 is not a whole number from 10 to 60000",
+        ),
         ({"models": [{**MODEL, "numPrefillThreads": 0}]}, "models[0].numPrefillThreads: 0 is not a whole number from 1 to 512"),
         ({"hangSeconds": 0}, "hangSeconds: 0 is not a whole number from 1 to 86400"),
         ({"models": [{"id": "a b", "file": "b.gguf"}]}, "models[0].id: 'a b' is not usable; give "),

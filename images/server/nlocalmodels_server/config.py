@@ -19,6 +19,7 @@ models:                   # without this key, what is in the folder is served
     numSlots: 8
     numThreads: 2
     numPrefillThreads: 2  # for steps of more than one token, which all are that have several requests
+    interTokenMilliseconds: 200  # the most that streams wait for their next token because others' prompts are computed
     kvType: f16           # f16 | q8_0 | f32: how keys and values are kept
     flashAttention: true
     load: boot            # boot | onDemand: whether it loads at the start or with its first request
@@ -43,11 +44,12 @@ OWN_BOUNDS = {
     "requestSeconds": (1, 86400),
     "hangSeconds": (1, 86400),
     "numPrefillThreads": BOUNDS["numThreads"],
+    "interTokenMilliseconds": (10, 60000),
 }
 _OPTION_KEYS = ("contextTokens", "numSlots", "numThreads")
 _LIMIT_KEYS = ("graceSeconds", "maxRequests", "requestSeconds", "hangSeconds")
 _KEYS = ("readyWhen", *_OPTION_KEYS, *_LIMIT_KEYS, "serveUndeclared", "defaultModel", "reload", "set", "models")
-_MODEL_OPTION_KEYS = (*_OPTION_KEYS, "numPrefillThreads")
+_MODEL_OPTION_KEYS = (*_OPTION_KEYS, "numPrefillThreads", "interTokenMilliseconds")
 _MODEL_KEYS = ("id", "file", *_MODEL_OPTION_KEYS, "kvType", "flashAttention", "load")
 KV_TYPES = ("f16", "q8_0", "f32")
 _SET = re.compile(r"[0-9a-f]{12}")
@@ -66,6 +68,7 @@ class DeclaredModel:
     num_slots: int | None = None
     num_threads: int | None = None
     num_prefill_threads: int | None = None
+    inter_token_milliseconds: int | None = None
     kv_type: str | None = None
     flash_attention: bool | None = None
     load: Literal["boot", "onDemand"] = "boot"
@@ -169,7 +172,7 @@ def _parse_model(entry: object, where: str, problems: list[str]) -> DeclaredMode
     shard = parse_shard(file) if file is not None else None
     if shard is not None and shard.index != 1:
         problems.append(f"{where}.file: '{file}' is a later shard; give the first one, -00001-of-{shard.count:05d}.gguf.")
-    context_tokens, num_slots, num_threads, num_prefill_threads = (
+    context_tokens, num_slots, num_threads, num_prefill_threads, inter_token_milliseconds = (
         _integer(entry, key, f"{where}.", problems) for key in _MODEL_OPTION_KEYS
     )
     kv_type = _choice(entry, "kvType", KV_TYPES, where, problems)
@@ -186,6 +189,7 @@ def _parse_model(entry: object, where: str, problems: list[str]) -> DeclaredMode
         num_slots,
         num_threads,
         num_prefill_threads,
+        inter_token_milliseconds,
         kv_type,
         flash_attention,
         "onDemand" if load == "onDemand" else "boot",

@@ -247,6 +247,7 @@ class Registry:
             own.num_slots or settings.num_slots,
             own.context_tokens or settings.context_tokens,
             own.num_prefill_threads,
+            own.inter_token_milliseconds,
             own.kv_type,
             own.flash_attention,
             on_demand=own.load == "onDemand",

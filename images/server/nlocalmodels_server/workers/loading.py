@@ -22,6 +22,8 @@ _NUM_BATCH_TOKENS = 256
 # vocabulary for each sequence that it may hold, and so there are as many rows for guesses.
 _NUM_KEPT = 16
 _MAX_SEQUENCES = 256
+# What a stream waits for its next token while others' prompts are computed: five tokens a second are still read as a flow.
+_INTER_TOKEN_MILLISECONDS = 200
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +76,7 @@ def load(
         num_batch_tokens=_NUM_BATCH_TOKENS,
         num_output_rows=num_sequences,
         num_kept=num_kept,
+        max_step_seconds=(options.inter_token_milliseconds or _INTER_TOKEN_MILLISECONDS) / 1000,
         shares_partially=model.shares_partially(),
     )
     context.warm_up()

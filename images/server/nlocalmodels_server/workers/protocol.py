@@ -68,6 +68,7 @@ class LoadOptions:
     num_slots: int
     context_tokens: int | None = None
     num_prefill_threads: int | None = None
+    inter_token_milliseconds: int | None = None
     kv_type: str | None = None
     flash_attention: bool | None = None
     on_demand: bool = False
