@@ -110,6 +110,22 @@ def test_decoding_sequences_are_in_every_step_and_bound_its_prompts() -> None:
     assert shares(scheduler.schedule()) == {0: 1, 1: 32}
 
 
+def test_prompts_and_streams_take_turns_where_a_pass_over_the_weights_is_cheap() -> None:
+    costs = SlowPrompts()
+    costs.record(1, 0, 0.012)
+    scheduler = Scheduler(LIMITS, costs)
+    scheduler.add(new_sequence(0, 10))
+    compute(scheduler, scheduler.schedule())
+    scheduler.add(new_sequence(1, 70))
+    steps = []
+    for _ in range(6):
+        step = scheduler.schedule()
+        steps.append(shares(step))
+        compute(scheduler, step)
+    assert steps == [{0: 1}, {1: 32}, {0: 1}, {1: 32}, {0: 1}, {1: 6}]
+    assert shares(scheduler.schedule()) == {0: 1, 1: 1}
+
+
 def test_no_more_sequences_run_than_there_are_slots() -> None:
     scheduler = scheduler_of(*(new_sequence(number, 2) for number in range(6)))
     step = scheduler.schedule()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import time
 from collections.abc import Sequence as Tokens
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 _PENALTY_WINDOW_TOKENS = 64
 _ERROR_LEVEL = 4
 _CONTINUED_LEVEL = 5
+_NUM_WARM_UPS = 3
 # llama_token_data of llama.h.
 _TOKEN_DATA = np.dtype([("id", np.int32), ("logit", np.float32), ("p", np.float32)])
 
@@ -235,18 +237,25 @@ class Context:
         for row in range(params.num_batch_tokens):
             self._batch.n_seq_id[row] = 1
 
-    def warm_up(self) -> None:
-        """Computes one token and forgets it: weights are paged in, and a file that cannot compute fails here.
+    def warm_up(self) -> float:
+        """Computes one token, again and again: weights are paged in, and a file that cannot compute fails here.
+
+        Returns:
+            The seconds that a token takes.
 
         Raises:
             LoadError: it does not compute.
         """
-        batch = self._batch
+        batch, seconds = self._batch, []
         batch.token[0], batch.pos[0], batch.logits[0], batch.n_tokens = 0, 0, 1, 1
         batch.seq_id[0][0] = 0
-        if lib.llama_decode(self._handle, batch) != 0:
-            raise LoadError("a first decode fails")
-        self.cut(0, 0)
+        for _ in range(_NUM_WARM_UPS):
+            started = time.perf_counter()
+            if lib.llama_decode(self._handle, batch) != 0:
+                raise LoadError("a first decode fails")
+            seconds.append(time.perf_counter() - started)
+            self.cut(0, 0)
+        return min(seconds)
 
     def decode(self, works: Tokens[Work]) -> list[int] | None:
         """Computes one step.

@@ -10,7 +10,7 @@ _SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
 _WEIGHT = 0.25
 _MAX_SCALE = 2.0
 # Of a CPU: one row costs a pass over the weights, further ones their share of the arithmetic.
-_PRIOR_SECONDS = tuple(0.010 + 0.003 * size for size in _SIZES)
+_PRIOR_SECONDS = tuple(0.030 + 0.003 * size for size in _SIZES)
 _PRIOR_PROMPT_TOKEN_SECONDS = 0.003
 _GRAIN_TOKENS = 16
 

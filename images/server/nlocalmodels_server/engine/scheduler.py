@@ -2,7 +2,8 @@
 
 - First come, first served, over slots and cache cells; a prompt begins after the longest prefix that any sequence holds.
 - A prompt that shares more with one that is being computed waits for it instead of computing the same.
-- A step has one token of each decoding sequence, and prompt tokens for as long as the step stays within its time.
+- A step has one token of each decoding sequence, and prompt tokens for as long as the step stays within its time. Where a pass
+  over the weights is cheap, the two are steps of their own, in turn.
 - The oldest prompt gets half of these at least, the rest go to the prompts that are nearest to their end.
 - Without prompts, sequences that repeat what they have said get guessed tokens along, where that makes the step worth more.
 - What has ended keeps its cells for those who come with the same beginning, until they are needed: least recently used first.
@@ -23,6 +24,7 @@ from nlocalmodels_server.engine.step import Copy, Cut, Limits, Step, Work
 # Shorter prefixes are not worth a copy, nor is waiting for one.
 _MIN_SHARED_TOKENS = 8
 _MIN_AWAITED_TOKENS = 32
+_CHEAP_PASS = 0.1
 
 
 class Scheduler:
@@ -46,6 +48,7 @@ class Scheduler:
         self._moves: list[Copy | Cut] = []
         # For a waiting sequence, the one it waits for and how many tokens of it.
         self._awaited: dict[Sequence, tuple[Sequence, int]] = {}
+        self._are_prompts_next = False
         self.waiting: deque[Sequence] = deque()
         self.running: list[Sequence] = []
 
@@ -68,13 +71,22 @@ class Scheduler:
         works = [Work(sequence, 1) for sequence in decoding]
         num_rows = min(self._limits.num_batch_tokens, self._limits.num_cells - self._tree.num_live_cells) - len(works)
         prompts = [sequence for sequence in self.running if not sequence.is_decoding]
-        if prompts:
-            works += self._prompt_works(prompts, len(decoding), num_rows)
-        elif decoding:
+        if not prompts:
             works = self._guess(works, num_rows)
+        elif not decoding or not self._is_apart:
+            works += self._prompt_works(prompts, len(decoding), num_rows)
+        elif self._are_prompts_next:
+            works = self._prompt_works(prompts, len(decoding), num_rows)
+        # Together, prompts and streams would have cells between each other's, and attention could skip neither's.
+        self._are_prompts_next = bool(prompts and decoding) and self._is_apart and not self._are_prompts_next
         self._make_room(sum(work.num_rows for work in works))
         moves, self._moves = self._moves, []
         return Step(moves, works, preempted)
+
+    @property
+    def _is_apart(self) -> bool:
+        """Whether prompts and decoding sequences take turns: one more pass over the weights is a small part of a step."""
+        return self._costs.seconds(1) <= _CHEAP_PASS * self._limits.max_step_seconds
 
     def advance(self, sequence: Sequence, num_tokens: int) -> None:
         """Takes in that so many of a running sequence's next tokens are in the cache now."""

@@ -79,8 +79,8 @@ def load(
         max_step_seconds=(options.inter_token_milliseconds or _INTER_TOKEN_MILLISECONDS) / 1000,
         shares_partially=model.shares_partially(),
     )
-    context.warm_up()
     costs = StepCosts()
+    costs.record(1, 0, context.warm_up())
     engine = Engine(model, context, Scheduler(limits, costs, context.can_share), costs, emit, turn, beat)
     info = {
         "description": model.description(),
