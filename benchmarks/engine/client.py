@@ -99,6 +99,11 @@ class Request(asyncio.Protocol):
         self._wanted_events.append((number, event))
         await asyncio.wait_for(event.wait(), TIMEOUT_SECONDS)
 
+    def drop(self) -> None:
+        """Leaves, as a client that is not interested any more."""
+        if self._transport is not None:
+            self._transport.abort()
+
     async def result(self) -> Stream:
         """Returns the stream after its end.
 
@@ -110,8 +115,7 @@ class Request(asyncio.Protocol):
         except TimeoutError:
             raise BenchError(f"a stream did not end within {TIMEOUT_SECONDS:.0f} s; look at the server's log.") from None
         finally:
-            if self._transport is not None:
-                self._transport.abort()
+            self.drop()
         return _read(self.sent_at, self._pieces)
 
 

@@ -58,6 +58,9 @@ class Scale:
     quota_tokens: int = 48
 
 
+# More than are computed while eight others come and go.
+_HOLDER_TOKENS = 2000
+
 QUICK = Scale(decode_tokens=40, prefix_tokens=24, stall_tokens=80, copy_tokens=64, two_tokens=24, quota_tokens=24)
 
 
@@ -86,17 +89,29 @@ async def overhead(server: Server, num_tokens: int, seed: int) -> float:
 
 
 async def shared_prefix(server: Server, scale: Scale, seed: int) -> Figures:
-    """Eight requests at once that share a long prefix, which no cache has seen, and differ in their last words."""
+    """Eight requests at once that share a long prefix and differ in their last words: first one that no cache has seen, then
+    one that a stream holds which is busy."""
     (endpoint,) = server.endpoints
     chance = random.Random(f"prefix {seed}")
-    prefix = words(chance, scale.prefix_words)
-    bodies = [_body(f"{prefix} {words(chance, 6)}", scale.prefix_tokens) for _ in range(8)]
-    streams = await _all(endpoint, bodies)
-    sent_at = min(stream.sent_at for stream in streams)
-    seconds = max(stream.last_at for stream in streams) - sent_at
+
+    async def eight(prefix: str) -> tuple[float, float]:
+        bodies = [_body(f"{prefix} {words(chance, 6)}", scale.prefix_tokens) for _ in range(8)]
+        streams = await _all(endpoint, bodies)
+        seconds = max(stream.last_at for stream in streams) - min(stream.sent_at for stream in streams)
+        ttft_seconds = median(stream.first_at - stream.sent_at for stream in streams)
+        return ttft_seconds, sum(stream.num_tokens for stream in streams) / seconds
+
+    unseen_ttft, unseen_rate = await eight(words(chance, scale.prefix_words))
+    held = words(chance, scale.prefix_words)
+    holder = await send(endpoint, _body(f"{held} {words(chance, 6)}", _HOLDER_TOKENS))
+    await holder.events(4)
+    held_ttft, held_rate = await eight(held)
+    holder.drop()
     return {
-        "prefix.ttft_seconds": median(stream.first_at - stream.sent_at for stream in streams),
-        "prefix.tokens_per_second": sum(stream.num_tokens for stream in streams) / seconds,
+        "prefix.ttft_seconds": held_ttft,
+        "prefix.tokens_per_second": held_rate,
+        "unseen.ttft_seconds": unseen_ttft,
+        "unseen.tokens_per_second": unseen_rate,
     }
 
 

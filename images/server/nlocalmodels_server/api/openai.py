@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-import secrets
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
@@ -19,8 +18,8 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
-from nlocalmodels_server import __version__
 from nlocalmodels_server.api.errors import ApiError
+from nlocalmodels_server.api.openai_shapes import Shape, sse
 from nlocalmodels_server.api.params import ParsedRequest, parse_chat_completion, parse_completion
 from nlocalmodels_server.models.registry import Registry, UnknownModelError
 from nlocalmodels_server.workers.generation import Delta, Generation, GenerationError
@@ -112,39 +111,6 @@ class _EventStream(StreamingResponse):
             self._choices.cancel()
 
 
-class _Shape:
-    """What differs between the two endpoints."""
-
-    def __init__(self, worker: Worker, is_chat: bool) -> None:
-        self.is_chat = is_chat
-        self._head = {
-            "id": ("chatcmpl-" if is_chat else "cmpl-") + secrets.token_hex(12),
-            "created": int(time.time()),
-            "model": worker.model_id,
-            "system_fingerprint": f"nlocalmodels-{__version__}",
-        }
-
-    def whole(self, choices: list[dict[str, Any]], usage: dict[str, Any]) -> dict[str, Any]:
-        kind = "chat.completion" if self.is_chat else "text_completion"
-        return {"object": kind, **self._head, "choices": choices, "usage": usage}
-
-    def choice(self, index: int, text: str, finish_reason: str | None) -> dict[str, Any]:
-        content = {"message": {"role": "assistant", "content": text}} if self.is_chat else {"text": text}
-        return {"index": index, **content, "logprobs": None, "finish_reason": finish_reason}
-
-    def chunk(self, choices: list[dict[str, Any]], **more: Any) -> dict[str, Any]:
-        kind = "chat.completion.chunk" if self.is_chat else "text_completion"
-        return {"object": kind, **self._head, "choices": choices, **more}
-
-    def delta(self, index: int, text: str, finish_reason: str | None, role: str | None = None) -> dict[str, Any]:
-        if not self.is_chat:
-            return {"index": index, "text": text, "logprobs": None, "finish_reason": finish_reason}
-        delta: dict[str, Any] = {"role": role, "content": ""} if role else {}
-        if text:
-            delta["content"] = text
-        return {"index": index, "delta": delta, "logprobs": None, "finish_reason": finish_reason}
-
-
 def routes(registry: Registry) -> list[Route]:
     """Returns the /v1 routes."""
 
@@ -199,7 +165,7 @@ async def _generate(
                 await _unless_disconnected(request, registry.load(worker))
                 worker = _resolve(registry, parsed.model)
             choices = Choices(worker, parsed)
-            shape = _Shape(worker, is_chat)
+            shape = Shape(worker, is_chat)
             # Nothing is awaited since the model was looked up: another one may take its place at any time.
             with worker.lease():
                 await _unless_disconnected(request, choices.start())
@@ -213,7 +179,7 @@ async def _generate(
     return JSONResponse(whole)
 
 
-async def _collect(choices: Choices, shape: _Shape, num_choices: int) -> dict[str, Any]:
+async def _collect(choices: Choices, shape: Shape, num_choices: int) -> dict[str, Any]:
     texts: list[list[str]] = [[] for _ in range(num_choices)]
     reasons: list[str | None] = [None] * num_choices
     async for index, delta in choices.deltas():
@@ -224,32 +190,28 @@ async def _collect(choices: Choices, shape: _Shape, num_choices: int) -> dict[st
 
 
 async def _stream(
-    choices: Choices, shape: _Shape, parsed: ParsedRequest, worker: Worker, started_seconds: float
+    choices: Choices, shape: Shape, parsed: ParsedRequest, worker: Worker, started_seconds: float
 ) -> AsyncIterator[bytes]:
     # Every chunk but the last has a null usage when usage was asked for.
     more = {"usage": None} if parsed.include_usage else {}
     try:
         if shape.is_chat:
             for index in range(len(parsed.generations)):
-                yield _sse(shape.chunk([shape.delta(index, "", None, role="assistant")], **more))
+                yield sse(shape.chunk([shape.delta(index, "", None, role="assistant")], **more))
         async for index, delta in choices.deltas():
             if delta.text:
-                yield _sse(shape.chunk([shape.delta(index, delta.text, None)], **more))
+                yield shape.text_event(index, delta.text, more)
             if delta.finish_reason is not None:
-                yield _sse(shape.chunk([shape.delta(index, "", delta.finish_reason)], **more))
+                yield sse(shape.chunk([shape.delta(index, "", delta.finish_reason)], **more))
         if parsed.include_usage:
-            yield _sse(shape.chunk([], usage=choices.usage()))
+            yield sse(shape.chunk([], usage=choices.usage()))
         yield b"data: [DONE]\n\n"
         _log_served(worker, choices, started_seconds)
     except GenerationError as error:
         # The status is sent already; OpenAI's clients raise APIError from this.
-        yield _sse(ApiError.of(error).body())
+        yield sse(ApiError.of(error).body())
     finally:
         choices.cancel()
-
-
-def _sse(data: dict[str, Any]) -> bytes:
-    return b"data: " + json.dumps(data, ensure_ascii=False, separators=(",", ":")).encode() + b"\n\n"
 
 
 def _log_served(worker: Worker, choices: Choices, started_seconds: float) -> None:
