@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from nlocalmodels_server.config import DeclaredModel
 from nlocalmodels_server.memory import Memory
+from nlocalmodels_server.models.folder import take_snapshot
 from nlocalmodels_server.models.registry import Registry
+from nlocalmodels_server.models.scan import scan
 from nlocalmodels_server.settings import Settings
 from nlocalmodels_server.workers.generation import Delta, Generation, GenerationError
 from nlocalmodels_server.workers.protocol import GenerationRequest
@@ -89,7 +92,7 @@ def test_least_recently_used_idle_model_makes_room_and_says_so(tmp_path: Path, c
 
     with_room_for(3, settings(tmp_path, "a", "b", "c", boot="base"), test)
     assert "model-evicted: 'b', last asked " in caplog.text
-    assert "'c' is asked for, and it needs " in caplog.text
+    assert "'c' is to load, and it needs " in caplog.text
 
 
 def test_requests_that_come_at_once_share_one_load(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -119,7 +122,7 @@ def test_busy_model_finishes_what_it_has_before_it_goes(tmp_path: Path, caplog: 
         assert states(registry) == {"a": "ready", "b": "unloaded"}
 
     with_room_for(1, settings(tmp_path, "a", "b"), test)
-    assert "1 requests to finish: 'b' is asked for" in caplog.text
+    assert "1 requests to finish: 'b' is to load" in caplog.text
 
 
 def test_contending_models_all_get_served(tmp_path: Path) -> None:
@@ -151,6 +154,29 @@ def test_caches_shrink_to_fit_the_limit(tmp_path: Path) -> None:
     # Beside what both need for one context: 24 MiB for the rest of a's pool, and 5 for b's.
     memory_mib = SERVER_MIB + 2 * (400 + 1 + 8) + 24 + 5
     with_registry(Settings(model_path=tmp_path, models=models, default_model="a"), memory_mib, test)
+
+
+def test_models_that_a_live_server_adds_renames_and_removes_count_too(tmp_path: Path) -> None:
+    async def test(registry: Registry) -> None:
+        await served(registry, "a")
+        await served(registry, "b")
+        write_llama(tmp_path / "added.gguf", seed=9, context_length=8192)
+        for name in ("added", "renamed"):
+            declared = DeclaredModel(name, "added.gguf")
+            told = replace(registry.settings, models=(*demanded, declared))
+            registry.apply(told, scan(tmp_path, told.models), take_snapshot(tmp_path), ())
+            while registry.resolve(name).state.value != "ready":
+                await asyncio.sleep(0.01)
+            await served(registry, "a")
+            await served(registry, "b")
+            assert states(registry) == {"a": "unloaded", "b": "ready", name: "ready"}
+        registry.apply(replace(told, models=demanded), scan(tmp_path, demanded, False), take_snapshot(tmp_path), ())
+        await served(registry, "a")
+        assert states(registry) == {"a": "ready", "b": "ready"}
+
+    started = replace(settings(tmp_path, "a", "b"), reload="live")
+    demanded = started.models or ()
+    with_room_for(2, started, test)
 
 
 def test_first_request_over_http_waits_for_its_model(tmp_path: Path) -> None:

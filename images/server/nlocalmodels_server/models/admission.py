@@ -19,7 +19,7 @@ log = logging.getLogger(__name__)
 
 
 class Admission:
-    """Plans when the server starts, and again for each model that loads on demand."""
+    """Plans when the server starts, and again for each model that loads later."""
 
     def __init__(self, model_path: Path, memory: Callable[[], Memory | None]) -> None:
         self._model_path = model_path
@@ -45,7 +45,7 @@ class Admission:
     async def find_shortage(self, target: Target) -> str | None:
         """Returns why a model does not fit beside what is loaded, with the arithmetic."""
         (one,) = await self._needs([target])
-        return self._plan.find_shortage(one)
+        return self._plan.find_shortage(one, without=target.id)
 
     async def give(self, target: Target) -> None:
         (one,) = await self._needs([target])
@@ -54,6 +54,12 @@ class Admission:
     def take_back(self, model_id: str) -> None:
         self._cache_bytes.pop(model_id, None)
         self._plan.take_back(model_id)
+
+    def rename(self, old_id: str, new_id: str) -> None:
+        """Notes that a process goes by another id now."""
+        self._plan.rename(old_id, new_id)
+        if old_id in self._cache_bytes:
+            self._cache_bytes[new_id] = self._cache_bytes.pop(old_id)
 
     def options(self, target: Target) -> LoadOptions:
         """Returns how to load it, with the room that its cache has."""

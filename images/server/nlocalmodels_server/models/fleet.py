@@ -111,6 +111,7 @@ class Fleet:
         """Begins what a plan says and returns at once."""
         for new, old in plan.renamed:
             slot = self.slots[new] = self.slots.pop(old)
+            self.admission.rename(old, new)
             for worker in (slot.worker, *((slot.replacement.worker,) if slot.replacement is not None else ())):
                 worker.model_id = new
             if slot.replacement is None:
@@ -163,8 +164,10 @@ class Fleet:
     async def _load(self, slot: Slot, worker: Worker, target: Target) -> None:
         async with self._reload_turn:
             await self._make_room(slot, worker, target)
+            await self._on_demand.admit(slot, target)
             if worker.state is WorkerState.STOPPED:
                 return  # something else is wanted by now
+            worker.options = self.admission.options(target)
             worker.start()
             await worker.settled.wait()
         if slot.replacement is not None and slot.replacement.worker is worker:

@@ -69,12 +69,16 @@ class MemoryPlan:
         return {model_id: self._grow(model_id, one, self._reserved_bytes) for model_id, one in fitting.items()}
 
     def give(self, model_id: str, one: Need) -> int:
-        """Gives a model what it needs, of which `find_shortage` has said that it fits; returns the cache's bytes."""
+        """Gives a model its least, whether it fits or not, and more cache if there is room; returns the cache's bytes."""
         self._given[model_id] = one.least_bytes
         return self._grow(model_id, one, 0)
 
     def take_back(self, model_id: str) -> None:
         self._given.pop(model_id, None)
+
+    def rename(self, old_id: str, new_id: str) -> None:
+        if old_id in self._given:
+            self._given[new_id] = self._given.pop(old_id)
 
     def find_shortage(self, one: Need, without: str | None = None) -> str | None:
         """Returns why a model does not fit beside the others, with the arithmetic; None if it does.

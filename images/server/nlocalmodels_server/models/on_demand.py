@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections.abc import Awaitable, Callable, Mapping
@@ -58,6 +59,13 @@ class OnDemand:
         # One request's end must not end the load, which others may wait for.
         await asyncio.shield(slot.loading)
 
+    async def admit(self, slot: Slot, target: Target) -> None:
+        """Makes room for a model that is there all the time, as far as models that load on demand can go, and counts it."""
+        async with self._decision:
+            with contextlib.suppress(GenerationError):
+                await self._make_room(slot, target)
+            await self._admission.give(target)
+
     async def stop(self) -> None:
         """Ends what is under way."""
         tasks = [slot.loading for slot in self._slots.values() if slot.loading is not None]
@@ -77,7 +85,7 @@ class OnDemand:
             async with asyncio.timeout(self._wait_seconds):
                 async with self._decision:
                     if slot.worker.state is WorkerState.UNLOADED:
-                        await self._make_room(slot)
+                        await self._make_room(slot, slot.target)
                         await self._admission.give(slot.target)
                         slot.worker = self._worker(slot.target)
                         log.info("model-loading: '%s': a request asks for it", model_id)
@@ -89,16 +97,16 @@ class OnDemand:
         if slot.worker.state is WorkerState.FAILED:
             self._admission.take_back(model_id)
 
-    async def _make_room(self, slot: Slot) -> None:
+    async def _make_room(self, slot: Slot, target: Target) -> None:
         """Evicts until the model fits: an idle one, or else one that takes no new requests and finishes those it has.
 
         Raises:
             GenerationError: it does not fit even when all that can go have gone.
         """
-        while (shortage := await self._admission.find_shortage(slot.target)) is not None:
-            others = [other for other in self._slots.values() if other.target.options.on_demand and _takes_memory(other)]
+        while (shortage := await self._admission.find_shortage(target)) is not None:
+            others = [other for other in self._slots.values() if other is not slot and _can_go(other)]
             if not others:
-                message = f"'{slot.target.id}' cannot load: {shortage}."
+                message = f"'{target.id}' cannot load: {shortage}."
                 raise GenerationError(503, message, "no_memory", retry_after_seconds=_RETRY_SECONDS)
             evictable = [other for other in others if other.worker.state is WorkerState.READY and not other.num_waiting]
             if not evictable:
@@ -106,15 +114,16 @@ class OnDemand:
                 continue
             oldest = min(evictable, key=lambda other: (other.worker.num_requests > 0, other.worker.last_used_seconds))
             log.warning(
-                "model-evicted: '%s', last asked %.0f s ago, %d requests to finish: '%s' is asked for, and %s",
+                "model-evicted: '%s', last asked %.0f s ago, %d requests to finish: '%s' is to load, and %s",
                 oldest.target.id,
                 time.monotonic() - oldest.worker.last_used_seconds,
                 oldest.worker.num_requests,
-                slot.target.id,
+                target.id,
                 shortage,
             )
             await self._evict(oldest)
 
 
-def _takes_memory(slot: Slot) -> bool:
-    return slot.worker.state in (WorkerState.WAITING, WorkerState.LOADING, WorkerState.READY)
+def _can_go(slot: Slot) -> bool:
+    """Whether it loads on demand and takes memory now."""
+    return slot.target.options.on_demand and slot.worker.state in (WorkerState.WAITING, WorkerState.LOADING, WorkerState.READY)

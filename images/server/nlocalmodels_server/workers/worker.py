@@ -32,6 +32,7 @@ class Worker:
     Args:
         file_bytes: the size of what it loads.
         load_turns: bounds how many models load at once.
+        options: how to load it; may be set anew until it starts.
         turn_table: by which the models' processes take turns in computing.
         limits: of its requests; may be set anew at any time.
     """
@@ -58,7 +59,7 @@ class Worker:
         self._num_leases = 0
         self._idle = asyncio.Event()
         self._file_bytes = file_bytes
-        self._options = options
+        self.options = options
         self._load_turns = load_turns
         self._turn_table = turn_table
         self.limits = limits
@@ -183,12 +184,12 @@ class Worker:
     @property
     def is_available(self) -> bool:
         """Whether requests are served, after loading it if it loads on demand."""
-        return self.state is WorkerState.READY or (self._options.on_demand and self.state is not WorkerState.FAILED)
+        return self.state is WorkerState.READY or (self.options.on_demand and self.state is not WorkerState.FAILED)
 
     @property
     def waits_for_demand(self) -> bool:
         """Whether a request must have it loaded, or wait until another one's has."""
-        return self._options.on_demand and self.state in (WorkerState.UNLOADED, WorkerState.WAITING, WorkerState.LOADING)
+        return self.options.on_demand and self.state in (WorkerState.UNLOADED, WorkerState.WAITING, WorkerState.LOADING)
 
     @property
     def is_loading_first(self) -> bool:
@@ -221,7 +222,7 @@ class Worker:
             except OSError as error:
                 self.reason = f"could not be started ({error.strerror})"
                 return
-            process.send({"op": "load", "path": str(self.path), "options": asdict(self._options)})
+            process.send({"op": "load", "path": str(self.path), "options": asdict(self.options)})
             self._heartbeat = Heartbeat(self.limits.hang_seconds, self._file_bytes)
             self._heartbeat.expect(Activity.LOADING, True)
             watching = asyncio.create_task(self._watch(process), name=f"heartbeat {self.model_id}")
