@@ -119,7 +119,7 @@ def test_chat_streams_role_text_reason_and_usage_in_that_order(tiny_server: Runn
 
 
 def test_usage_tells_how_much_of_a_prompt_was_not_computed_again(tiny_server: RunningServer) -> None:
-    prompt = "A sentence that no other test has begun with: "
+    prompt = "A sentence that no other test has begun with, and that is long enough to be kept: "
 
     def cached(ending: str) -> int:
         usage = tiny_server.openai().completions.create(model="tiny", prompt=prompt + ending, max_tokens=3).usage

@@ -27,8 +27,9 @@ def test_shared_cells_count_once_and_stay_for_the_last_that_holds_them() -> None
     tree.open(1, Match(0, 3))
     tree.extend(1, [8, 9])
     assert tree.num_cells == 6
+    assert (tree.num_own_cells(0), tree.num_own_cells(1)) == (1, 2)
     tree.drop(0)
-    assert tree.num_cells == 5
+    assert tree.num_cells == tree.num_own_cells(1) == 5
     assert tree.match([1, 2, 3, 4]) == Match(1, 3)
     tree.drop(1)
     assert tree.num_cells == tree.num_live_cells == 0

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 
 import pytest
 
@@ -11,7 +12,15 @@ from nlocalmodels_server.engine.sequence import Sequence
 from nlocalmodels_server.engine.step import Copy, Cut, Limits, Step, Work
 from nlocalmodels_server.engine.text import TextStream
 
-LIMITS = Limits(num_slots=4, num_cells=400, num_batch_tokens=64, num_output_rows=8, num_kept=2, num_headroom_tokens=8)
+LIMITS = Limits(
+    num_slots=4,
+    num_cells=400,
+    num_batch_tokens=64,
+    num_output_rows=8,
+    num_kept=2,
+    num_headroom_tokens=8,
+    num_worthwhile_cells=8,
+)
 
 
 class SlowPrompts(StepCosts):
@@ -215,6 +224,13 @@ def test_an_ended_sequence_is_continued_without_computing_it_again() -> None:
     assert second.num_reused == 37
 
 
+def test_a_short_text_is_not_kept() -> None:
+    first = new_sequence(0, list(range(10)), max_new_tokens=1)
+    scheduler = scheduler_of(first, limits=replace(LIMITS, num_worthwhile_cells=11))
+    finish(scheduler, first)
+    assert scheduler.num_used_cells == 0
+
+
 def test_kept_sequences_make_way_least_recently_used_first() -> None:
     scheduler = scheduler_of()
     prompts = [list(range(1000 * number, 1000 * number + 100)) for number in range(3)]
@@ -252,7 +268,9 @@ def test_the_youngest_gives_up_its_cells_when_they_run_out() -> None:
 
 
 def test_recurrent_states_are_taken_whole_or_not_at_all() -> None:
-    limits = Limits(num_slots=2, num_cells=400, num_batch_tokens=64, num_output_rows=2, shares_partially=False)
+    limits = Limits(
+        num_slots=2, num_cells=400, num_batch_tokens=64, num_output_rows=2, shares_partially=False, num_worthwhile_cells=8
+    )
     first = new_sequence(0, list(range(30)))
     scheduler = scheduler_of(first, limits=limits)
     finish(scheduler, first)
@@ -315,6 +333,7 @@ def test_every_sequence_ends_and_cells_are_as_told(seed: int, shares_partially: 
         num_output_rows=8,
         num_kept=rng.choice([0, 1, 6]),
         num_headroom_tokens=8,
+        num_worthwhile_cells=rng.choice([1, 8]),
         shares_partially=shares_partially,
     )
     scheduler, cache = Scheduler(limits, SlowPrompts()), Cache(limits.num_cells)

@@ -44,7 +44,7 @@ class StepCosts:
     def chunk_tokens(self, num_decoding: int, max_seconds: float) -> int:
         """Returns how many prompt tokens fit into a step beside the decoding sequences, in grains of 16, one at least."""
         left_seconds = max_seconds - (self.seconds(num_decoding) if num_decoding else 0.0)
-        return max(1, int(left_seconds / self._prompt_token_seconds / _GRAIN_TOKENS)) * _GRAIN_TOKENS
+        return max(1, round(left_seconds / self._prompt_token_seconds / _GRAIN_TOKENS)) * _GRAIN_TOKENS
 
     def _record_prompts(self, num_tokens: int, seconds: float) -> None:
         # A step of a few tokens is all overhead, and what a chunk costs cannot be told from it.

@@ -90,6 +90,10 @@ class PrefixTree:
         """Returns the number of tokens that a slot holds."""
         return sum(len(part.tokens) for part in self._path(self._leaves[slot]))
 
+    def num_own_cells(self, slot: int) -> int:
+        """Returns how many cells go when a slot is dropped."""
+        return sum(len(part.tokens) for part in self._path(self._leaves[slot]) if len(part.holders) == 1)
+
     def match(self, tokens: list[int]) -> Match | None:
         """Returns the longest prefix of `tokens` that some slot holds, None if there is none."""
         node, num_tokens = self._longest(tokens)

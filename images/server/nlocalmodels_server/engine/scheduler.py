@@ -223,7 +223,8 @@ class Scheduler:
         sequence.slot = None
         self._tree.keep(slot)
         self._kept[slot] = None
-        if self._tree.length(slot) < _MIN_SHARED_TOKENS:
+        # Attention passes over all cells in use, so those of short texts cost more than computing them again would.
+        if self._tree.num_own_cells(slot) < self._limits.num_worthwhile_cells:
             self._drop(slot)
 
     def _drop(self, slot: int) -> None:

@@ -16,6 +16,7 @@ class Limits:
     `max_prefill_seconds`, which is what a new request or a cancellation waits. `num_output_rows` are the rows of a step that
     may yield a token.
     `num_headroom_tokens` must stay free beyond a new sequence's prompt, or admitting it would only push another one out.
+    An ended sequence is kept if it alone holds `num_worthwhile_cells`.
     Without `shares_partially`, as in recurrent models, a sequence's state cannot be cut: it is taken whole or not at all.
     """
 
@@ -27,6 +28,7 @@ class Limits:
     max_step_seconds: float = 0.2
     max_prefill_seconds: float = 1.0
     num_headroom_tokens: int = 32
+    num_worthwhile_cells: int = 64
     shares_partially: bool = True
 
 
