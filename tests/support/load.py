@@ -11,7 +11,6 @@ from typing import Any
 
 from support.kubernetes import Kubernetes
 
-NAME = "load"
 SCRIPT = Path(__file__).with_name("load_client.py")
 MAX_SECONDS = 1200
 
@@ -22,13 +21,14 @@ class Load:
 
     kubernetes: Kubernetes
     namespace: str
+    name: str
     answers: dict[str, int] = field(default_factory=dict)
     failures: list[str] = field(default_factory=list)
 
     def so_far(self) -> tuple[int, list[str]]:
         """Returns how many requests have been answered, and what failed; nothing while a kubelet that has just started shows
         no logs yet."""
-        lines = self.kubernetes.run("kubectl", "logs", NAME, "-n", self.namespace, "--tail=1").stdout.splitlines()
+        lines = self.kubernetes.run("kubectl", "logs", self.name, "-n", self.namespace, "--tail=1").stdout.splitlines()
         last = json.loads(lines[-1]) if lines else {"answers": {}, "failures": []}
         return sum(last["answers"].values()), last["failures"]
 
@@ -42,7 +42,7 @@ class Load:
         self.kubernetes.wait(lambda: self.count() >= before + num_answers, f"{num_answers} more answers")
 
 
-def manifest(namespace: str, image: str, address: str, models: list[str]) -> dict[str, Any]:
+def manifest(name: str, namespace: str, image: str, address: str, models: list[str]) -> dict[str, Any]:
     restricted = {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}, "readOnlyRootFilesystem": True}
     container = {
         "name": "client",
@@ -59,7 +59,7 @@ def manifest(namespace: str, image: str, address: str, models: list[str]) -> dic
     return {
         "apiVersion": "v1",
         "kind": "Pod",
-        "metadata": {"name": NAME, "namespace": namespace},
+        "metadata": {"name": name, "namespace": namespace},
         "spec": {
             "restartPolicy": "Never",
             "automountServiceAccountToken": False,
@@ -73,16 +73,18 @@ def manifest(namespace: str, image: str, address: str, models: list[str]) -> dic
 @contextlib.contextmanager
 def under_load(kubernetes: Kubernetes, namespace: str, image: str, address: str, models: list[str]) -> Iterator[Load]:
     """Runs the client for as long as the block does. At the end, `answers` and `failures` are filled in."""
-    kubernetes.kubectl("apply", "-f", "-", stdin=json.dumps(manifest(namespace, image, address, models)))
-    load = Load(kubernetes, namespace)
+    # One for each Service, as several releases of a namespace may be in use at once.
+    name = f"load-{address.partition('.')[0]}"
+    kubernetes.kubectl("apply", "-f", "-", stdin=json.dumps(manifest(name, namespace, image, address, models)))
+    load = Load(kubernetes, namespace, name)
     try:
-        kubernetes.kubectl("wait", "--for=condition=Ready", f"pod/{NAME}", "-n", namespace, "--timeout=60s")
+        kubernetes.kubectl("wait", "--for=condition=Ready", f"pod/{name}", "-n", namespace, "--timeout=60s")
         load.settle()
         yield load
         load.settle()
-        kubernetes.kubectl("exec", NAME, "-n", namespace, "--", "python", "-c", "import os, signal; os.kill(1, signal.SIGUSR1)")
-        kubernetes.kubectl("wait", "--for=jsonpath={.status.phase}=Succeeded", f"pod/{NAME}", "-n", namespace, "--timeout=60s")
-        last = json.loads(kubernetes.kubectl("logs", NAME, "-n", namespace, "--tail=1"))
+        kubernetes.kubectl("exec", name, "-n", namespace, "--", "python", "-c", "import os, signal; os.kill(1, signal.SIGUSR1)")
+        kubernetes.kubectl("wait", "--for=jsonpath={.status.phase}=Succeeded", f"pod/{name}", "-n", namespace, "--timeout=60s")
+        last = json.loads(kubernetes.kubectl("logs", name, "-n", namespace, "--tail=1"))
         load.answers, load.failures = last["answers"], last["failures"]
     finally:
-        kubernetes.kubectl("delete", "pod", NAME, "-n", namespace, "--wait=true", "--ignore-not-found", "--timeout=60s")
+        kubernetes.kubectl("delete", "pod", name, "-n", namespace, "--wait=true", "--ignore-not-found", "--timeout=60s")

@@ -25,7 +25,8 @@ def test_user_upgrades_with_reuse_values_turns_to_live_reload_and_goes_back(
     source.reset()
     old = release("old")
     pvc = {"size": "1Gi", "storageClass": storage_class(), "keepOnUninstall": False}
-    add = {"tiny-a": source_model("tiny-a.Q8_0.gguf")}
+    # The server plans with 400 MiB beside the weights, whatever the chart is told of `memory`.
+    add = {"tiny-a": source_model("tiny-a.Q8_0.gguf", memory="512Mi")}
     old.apply(small(add, storage={"strategy": "pvc", "pvc": pvc}), chart=released_chart())
     before = uids(old)
     source.reset()
