@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from nlocalmodels_server.workers.turns import _FIRST_PLACE, NUM_PLACES, Turn, TurnTable
+from nlocalmodels_server.workers.turns import _FIRST_PLACE, MAX_CHARGE_NS, NUM_PLACES, Turn, TurnTable
 
 Step = tuple[int, int]
 PATIENT = 60.0
@@ -95,6 +95,16 @@ def test_one_computes_at_a_time_and_each_has_its_share_of_time(tmp_path: Path) -
     shares = [computed_ns(of_one, since_ns, until_ns) for of_one in steps]
     # Each differs from the others by some slices at most, although the steps of one are twenty times as long.
     assert min(shares) > 0.6 * max(shares), shares
+
+
+def test_step_during_which_the_machine_stood_still_counts_as_a_second(monkeypatch: pytest.MonkeyPatch) -> None:
+    table = TurnTable()
+    turn = Turn(table.fd, table.take_place())
+    stood_still_ns = time.monotonic_ns() + 60_000_000_000
+    with turn:
+        monkeypatch.setattr("nlocalmodels_server.workers.turns.time.monotonic_ns", lambda: stood_still_ns)
+    assert table._words[_FIRST_PLACE] == MAX_CHARGE_NS
+    table.close()
 
 
 def test_one_alone_is_never_kept_waiting(tmp_path: Path) -> None:

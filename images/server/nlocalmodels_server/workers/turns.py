@@ -30,6 +30,8 @@ _RENEWAL_NS = 20_000_000
 # So long after a step its process is expected to want another.
 _LINGER_NS = 2_000_000
 _PAUSE_SECONDS = 0.0003
+# A step counts so much at most: one during which the machine stood still must not keep its process away for as long.
+MAX_CHARGE_NS = 1_000_000_000
 # Who was away for longer has not saved up what it did not compute.
 _AWAY_NS = 50_000_000
 
@@ -126,7 +128,7 @@ class Turn:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._left_ns = time.monotonic_ns()
-        self._words[self._computed] += self._left_ns - self._started_ns
+        self._words[self._computed] += min(MAX_CHARGE_NS, self._left_ns - self._started_ns)
         self._words[self._wish] = self._left_ns + _LINGER_NS
         if self._is_held:
             self._is_held = False
