@@ -29,7 +29,7 @@ def decode(path: Path, capture: llama.LogCapture) -> list[int]:
     params = lib.llama_context_default_params()
     params.n_ctx = 64
     params.n_threads = params.n_threads_batch = 1
-    context = lib.llama_init_from_model(model._handle, params)
+    context = lib.llama_init_from_model(model.handle, params)
     tokens, found = model.tokenize("The quick brown fox", True), []
     for _ in range(NUM_TOKENS):
         array = (lib.llama_token * len(tokens))(*tokens)

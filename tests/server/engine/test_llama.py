@@ -8,8 +8,10 @@ from pathlib import Path
 import pytest
 
 from nlocalmodels_server.engine import llama, prompt_lookup
+from nlocalmodels_server.engine.context import Context, ContextParams
 from nlocalmodels_server.engine.loop import Engine, Event
 from nlocalmodels_server.engine.pacing import StepCosts
+from nlocalmodels_server.engine.sampler import Sampler
 from nlocalmodels_server.engine.sampling import SamplingParams
 from nlocalmodels_server.engine.scheduler import Scheduler
 from nlocalmodels_server.engine.sequence import Sequence
@@ -30,14 +32,14 @@ def model(capture: llama.LogCapture, tmp_path_factory: pytest.TempPathFactory) -
     return llama.Model(write_llama(tmp_path_factory.mktemp("model") / "m.gguf", seed=5), capture)
 
 
-def new_context(model: llama.Model, capture: llama.LogCapture, num_cells: int = 4096, num_slots: int = 16) -> llama.Context:
-    return model.new_context(llama.ContextParams(num_cells, num_slots, num_batch_tokens=128, num_threads=2), capture)
+def new_context(model: llama.Model, capture: llama.LogCapture, num_cells: int = 4096, num_slots: int = 16) -> Context:
+    return Context(model, ContextParams(num_cells, num_slots, num_batch_tokens=128, num_threads=2), capture)
 
 
 def greedy_alone(model: llama.Model, capture: llama.LogCapture, prompt: str, num_tokens: int) -> list[int]:
     """Decodes one token at a time in a fresh context: the plainest way there is."""
     context = new_context(model, capture, num_slots=1)
-    sampler = model.sampler(GREEDY)
+    sampler = Sampler(model.num_vocab, GREEDY)
     sequence = Sequence(0, model.tokenize(prompt, add_special=True), num_tokens, GREEDY, TextStream([]))
     sequence.slot = 0
     while sequence.num_new_tokens < num_tokens:
@@ -182,7 +184,7 @@ def test_sampler_draws_the_same_with_the_same_seed(model: llama.Model, capture: 
     def draw(seed: int) -> list[int]:
         context = new_context(model, capture, num_slots=1)
         params = SamplingParams(temperature=5.0, top_k=0, top_p=1.0, min_p=0.0, seed=seed)
-        sampler = model.sampler(params)
+        sampler = Sampler(model.num_vocab, params)
         sequence = Sequence(0, model.tokenize("seed", add_special=True), 30, params, TextStream([]))
         sequence.slot = 0
         while sequence.num_new_tokens < 30:
@@ -204,7 +206,7 @@ def test_sampler_obeys_logit_bias(model: llama.Model, capture: llama.LogCapture)
     sequence.slot = 0
     rows = context.decode([Work(sequence, sequence.num_uncomputed)])
     assert rows is not None
-    assert context.sample(model.sampler(params), rows[0]) == wanted
+    assert context.sample(Sampler(model.num_vocab, params), rows[0]) == wanted
 
 
 def test_engine_cancels_and_frees_the_slot(model: llama.Model, capture: llama.LogCapture) -> None:
@@ -235,7 +237,7 @@ def test_sampler_chooses_as_the_whole_chain_does(capture: llama.LogCapture, embe
         *(SamplingParams(temperature=1.5, top_k=top_k, seed=top_k) for top_k in (1, 2, 40, 100)),
         SamplingParams(temperature=1.5, seed=5, logit_bias=bias),
     ]
-    short, long = ([model.sampler(params) for params in cases] for _ in range(2))
+    short, long = ([Sampler(model.num_vocab, params) for params in cases] for _ in range(2))
     for sampler in long:
         sampler.num_candidates = 0
     for _ in range(30):

@@ -9,8 +9,10 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from nlocalmodels_server.engine.llama import Context, DecodeError, Model, Sampler
+from nlocalmodels_server.engine.context import Context, DecodeError
+from nlocalmodels_server.engine.llama import Model
 from nlocalmodels_server.engine.pacing import StepCosts
+from nlocalmodels_server.engine.sampler import Sampler
 from nlocalmodels_server.engine.scheduler import Scheduler
 from nlocalmodels_server.engine.sequence import Sequence
 from nlocalmodels_server.engine.step import Work
@@ -117,7 +119,7 @@ class Engine:
                 self._stopping = True
             elif isinstance(command, Sequence):
                 self._sequences[command.request_id] = command
-                self._samplers[command.request_id] = self._model.sampler(command.sampling)
+                self._samplers[command.request_id] = Sampler(self._model.num_vocab, command.sampling)
                 self._scheduler.add(command)
             elif (sequence := self._sequences.get(command)) is not None:
                 self._end(sequence)

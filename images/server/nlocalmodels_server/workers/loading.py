@@ -10,6 +10,7 @@ from typing import Any
 
 from nlocalmodels_server.engine import llama
 from nlocalmodels_server.engine.choices import Choices, Wishes, choose
+from nlocalmodels_server.engine.context import Context, ContextParams
 from nlocalmodels_server.engine.loop import Engine, Event
 from nlocalmodels_server.engine.pacing import StepCosts
 from nlocalmodels_server.engine.scheduler import Scheduler
@@ -60,7 +61,7 @@ def load(
     # Where a state cannot be shared in part, each slot has one of its own, which takes memory.
     num_kept = min(_NUM_KEPT, _MAX_SEQUENCES - options.num_slots) if model.shares_partially() else 0
     num_sequences = options.num_slots + num_kept
-    params = llama.ContextParams(
+    params = ContextParams(
         chosen.sizes.num_cells,
         num_sequences,
         _NUM_BATCH_TOKENS,
@@ -69,7 +70,7 @@ def load(
         chosen.kv_type,
         chosen.flash_attention,
     )
-    context = model.new_context(params, capture)
+    context = Context(model, params, capture)
     limits = Limits(
         num_slots=options.num_slots,
         num_cells=context.num_cells,
