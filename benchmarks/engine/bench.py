@@ -160,7 +160,13 @@ def run_all(options: argparse.Namespace, work: Path, results: Results) -> Circum
     )
 
 
+_STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
 def _stop_on_signal(number: int, _frame: FrameType | None) -> None:
+    # `timeout` sends its signal twice; the second must not break into the end of the servers.
+    for other in _STOPPING:
+        signal.signal(other, signal.SIG_IGN)
     raise SystemExit(128 + number)
 
 
@@ -184,7 +190,7 @@ def main() -> int:
     options = parser.parse_args()
     output = options.output or (None if options.scenario or options.quick else HERE)
     options.scenario = options.scenario or list(SCENARIOS)
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    for number in _STOPPING:
         signal.signal(number, _stop_on_signal)
     results = Results()
     try:
