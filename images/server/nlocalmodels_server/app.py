@@ -15,14 +15,14 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from nlocalmodels_server.api import health, openai
+from nlocalmodels_server.api import health, metrics, openai
 from nlocalmodels_server.api.errors import ApiError
 from nlocalmodels_server.models.registry import Registry
 from nlocalmodels_server.models.watcher import Watcher
 from nlocalmodels_server.settings import Settings, SettingsSource
 
 # Answered until the end.
-_HEALTH_PATHS = frozenset({"/livez", "/startupz", "/readyz", "/healthz"})
+_HEALTH_PATHS = frozenset({"/livez", "/startupz", "/readyz", "/healthz", "/metrics"})
 
 
 def create_app(settings: Settings, source: SettingsSource | None = None) -> Starlette:
@@ -52,7 +52,7 @@ def create_app(settings: Settings, source: SettingsSource | None = None) -> Star
         return PlainTextResponse("nLocalModels is running: /v1/models lists the models, /readyz says how they are.\n")
 
     app = Starlette(
-        routes=[Route("/", home), *health.routes(registry), *openai.routes(registry)],
+        routes=[Route("/", home), *health.routes(registry), *metrics.routes(registry), *openai.routes(registry)],
         exception_handlers={
             ApiError: _answer_api_error,
             HTTPException: _answer_http_exception,

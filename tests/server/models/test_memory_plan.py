@@ -36,13 +36,19 @@ def test_what_cannot_fit_is_refused_with_the_arithmetic_and_the_rest_fit() -> No
     needs = {"a": mib(500, 100, 100), "large": mib(4000, 1000, 100), "c": mib(100, 100, 100)}
     assert plan.give_all(needs) == {"a": 100 * MIB, "c": 100 * MIB}
     assert plan.find_shortage(needs["large"]) == (
-        "it needs 4500 MiB (4000 weights + 100 cache for one context + 400 beside), and 144 MiB are free "
-        "(memory limit 2000 - 256 for the server - 1600 for other models); "
+        "it needs 4500 MiB (4000 weights + 100 cache for one context + 400 beside), and 308 MiB are free "
+        "(memory limit 2000 - 96 for the server - 1596 for other models); "
         "raise the memory limit, set its contextTokens lower, or serve fewer models"
     )
     assert plan.find_shortage(mib(600, 100, 100), without="a") is None
     plan.take_back("a")
     assert plan.find_shortage(mib(600, 100, 100)) is None
+
+
+def test_small_models_need_little_beside_them() -> None:
+    assert mib(1, 2, 2).least_bytes == (1 + 2 + 96 + 3) * MIB
+    plan = MemoryPlan(512 * MIB)
+    assert plan.give_all({name: mib(1, 2, 2) for name in "abcde"}) == dict.fromkeys("abcd", 2 * MIB)
 
 
 def test_room_for_a_model_that_loads_later_is_not_given_to_caches() -> None:

@@ -22,7 +22,7 @@ from support.serving import running_server
 
 MIB = 1024**2
 # The server, and what each tiny model takes beside its weights and caches, both small.
-SERVER_MIB, MODEL_MIB = 256, 450
+SERVER_MIB, MODEL_MIB = 96, 140
 
 
 def settings(folder: Path, *on_demand: str, boot: str | None = None) -> Settings:
@@ -151,8 +151,8 @@ def test_caches_shrink_to_fit_the_limit(tmp_path: Path) -> None:
         cells = {worker.model_id: worker.info["numCells"] for worker in registry.workers()}
         assert (cells["a"], 8192 < cells["b"] < 32768) == (32768, True)
 
-    # Beside what both need for one context: 24 MiB for the rest of a's pool, and 5 for b's.
-    memory_mib = SERVER_MIB + 2 * (400 + 1 + 8) + 24 + 5
+    # Beside the server and what both need for one context: 24 MiB for the rest of a's pool, and 5 for b's.
+    memory_mib = 256 + 2 * (98 + 1 + 8) + 24 + 5
     with_registry(Settings(model_path=tmp_path, models=models, default_model="a"), memory_mib, test)
 
 

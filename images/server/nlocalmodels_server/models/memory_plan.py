@@ -1,6 +1,7 @@
 """Which models fit into the container's memory, and how much of it their caches may have. Pure.
 
 The arithmetic is the chart's (templates/_sizes.tpl): weights, caches and 400 MiB for each model, and 256 MiB for the server.
+A model is refused by less, since that is on the safe side: small ones have small buffers, and the server alone takes a third.
 Weights count once: llama.cpp maps the file and copies some of it for speed, and what is mapped and copied can be taken back.
 """
 
@@ -14,6 +15,9 @@ from nlocalmodels_server.models.gguf_header import Shape
 
 BESIDE_MODEL_BYTES = 400 * 1024**2
 BESIDE_MODELS_BYTES = 256 * 1024**2
+# What a process takes with a model of no size, and the server's own with nothing to do: measured 85 and 35 MiB.
+_LEAST_BESIDE_MODEL_BYTES = 96 * 1024**2
+_LEAST_BESIDE_MODELS_BYTES = 96 * 1024**2
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,12 +29,17 @@ class Need:
     least_cache_bytes: int
 
     @property
+    def beside_bytes(self) -> int:
+        """What llama.cpp and Python need beside them: buffers go with the vocabulary and the width, and so with the weights."""
+        return min(BESIDE_MODEL_BYTES, _LEAST_BESIDE_MODEL_BYTES + 3 * self.weights_bytes)
+
+    @property
     def least_bytes(self) -> int:
-        return self.weights_bytes + self.least_cache_bytes + BESIDE_MODEL_BYTES
+        return self.weights_bytes + self.least_cache_bytes + self.beside_bytes
 
     def __str__(self) -> str:
         parts = f"{_mib(self.weights_bytes)} weights + {_mib(self.least_cache_bytes)} cache for one context"
-        return f"{_mib(self.least_bytes)} MiB ({parts} + {_mib(BESIDE_MODEL_BYTES)} beside)"
+        return f"{_mib(self.least_bytes)} MiB ({parts} + {_mib(self.beside_bytes)} beside)"
 
 
 def need(weights_bytes: int, shape: Shape | None, num_slots: int, context_tokens: int | None, kv_value_bytes: float) -> Need:
@@ -87,12 +96,12 @@ class MemoryPlan:
             without: a model that would end first.
         """
         given = sum(num_bytes for model_id, num_bytes in self._given.items() if model_id != without)
-        if self._limit_bytes is None or given + one.least_bytes + BESIDE_MODELS_BYTES <= self._limit_bytes:
+        if self._limit_bytes is None or given + one.least_bytes + _LEAST_BESIDE_MODELS_BYTES <= self._limit_bytes:
             return None
-        free_bytes = max(0, self._limit_bytes - BESIDE_MODELS_BYTES - given)
+        free_bytes = max(0, self._limit_bytes - _LEAST_BESIDE_MODELS_BYTES - given)
         return (
             f"it needs {one}, and {_mib(free_bytes)} MiB are free (memory limit {_mib(self._limit_bytes)} - "
-            f"{_mib(BESIDE_MODELS_BYTES)} for the server - {_mib(given)} for other models); "
+            f"{_mib(_LEAST_BESIDE_MODELS_BYTES)} for the server - {_mib(given)} for other models); "
             "raise the memory limit, set its contextTokens lower, or serve fewer models"
         )
 
