@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from nlocalmodels_server.engine import llama, prompt_lookup
@@ -15,7 +16,7 @@ from nlocalmodels_server.engine.sampler import Sampler
 from nlocalmodels_server.engine.sampling import SamplingParams
 from nlocalmodels_server.engine.scheduler import Scheduler
 from nlocalmodels_server.engine.sequence import Sequence
-from nlocalmodels_server.engine.step import Limits, Work
+from nlocalmodels_server.engine.step import Copy, Limits, Work
 from nlocalmodels_server.engine.text import TextStream
 from support.gguf_files import write_llama
 
@@ -260,3 +261,53 @@ def test_llama_cpp_may_log_after_a_capture_is_forgotten(tmp_path: Path) -> None:
     )
     run = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True, timeout=60)
     assert (run.returncode, run.stdout) == (0, "alive None\n"), run.stderr
+
+
+@pytest.mark.real_model
+def test_real_model_stays_within_the_noise_of_batch_shape(capture: llama.LogCapture, embedded_model_path: Path) -> None:
+    """Under teacher forcing: a prefix from another slot, chunks, neighbours and guessed rows, against one token at a time.
+
+    The shape of a batch alone moves this quantized model's logits by up to 1.7, most of them by far less.
+    """
+    model = llama.Model(embedded_model_path, capture)
+    context = new_context(model, capture, num_cells=2048, num_slots=20)
+    text = "The harbour was quiet that morning. Two boats came in with the tide, and nobody on the quay looked up. " * 2
+    tokens = model.tokenize(text, add_special=True)[:48]
+
+    def sequence(slot: int) -> Sequence:
+        made = Sequence(slot, list(tokens), 1, GREEDY, TextStream([]))
+        made.slot = slot
+        return made
+
+    def logits(row: int) -> np.ndarray:
+        pointer = llama.lib.llama_get_logits_ith(context._handle, row)
+        return np.ctypeslib.as_array(pointer, (model.num_vocab,)).copy()
+
+    plain = sequence(0)
+    expected = []
+    for position in range(len(tokens)):
+        plain.tokens = tokens[: position + 1]
+        rows = context.decode([Work(plain, 1)])
+        assert rows is not None
+        expected.append(logits(rows[0]))
+        plain.num_computed += 1
+    neighbour, shared = sequence(2), sequence(1)
+    context.move([Copy(0, 1, 20)])
+    shared.num_computed = 20
+    shared.tokens = tokens[:32]
+    found = {}
+    # Eleven prompt tokens beside a neighbour's, then guesses that are all right: each of their rows has logits.
+    for num_tokens, draft in ((11, ()), (1, tuple(tokens[32:47]))):
+        works = [Work(neighbour, 5), Work(shared, num_tokens, draft)]
+        rows = context.decode(works)
+        assert rows is not None
+        neighbour.num_computed += 5
+        shared.num_computed += num_tokens
+        for place, row in enumerate(range(rows[0], rows[0] + 1 + len(draft)) if rows else ()):
+            found[31 + place] = logits(row)
+    differences = [np.abs(found[position] - expected[position]) for position in found]
+    assert len(differences) == 16
+    assert max(float(difference.max()) for difference in differences) < 2.0
+    assert float(np.mean(differences)) < 0.2
+    agreeing = sum(int(found[position].argmax() == expected[position].argmax()) for position in found)
+    assert agreeing >= 14
