@@ -101,7 +101,8 @@ def test_a_changed_file_is_swapped_under_load_without_a_failed_request(folder: L
         after = text_of(server, "a")
         assert after != before
         assert set(load.texts) == {before, after}
-        assert load.texts[-1] == after
+        # Each of the four clients may have got its last answer from the old process, if that was slow.
+        assert after in load.texts[-5:]
         wait_for(server, lambda: not Path(f"/proc/{pid}").exists())
         assert server.worker_pid("b") == other_pid
         assert "model-changed: 'a': a.gguf has other content" in server.log()
