@@ -128,8 +128,19 @@ def test_drained_pod_takes_requests_until_all_know_finishes_its_streams_and_ends
     assert (end["exitCode"], end["reason"]) == (0, "Completed")
 
 
-def test_kubelet_restarts(load: Load, cluster: Cluster) -> None:
+def test_kubelet_restarts(
+    installed: Release, kubernetes: Kubernetes, repository: str, values: Values, cluster: Cluster
+) -> None:
+    """Here both replicas are on the node. A kubelet that begins anew may call its pods unready until it has probed them, and
+    then the service refuses connections for a moment; no request that was taken may fail, and all must be well afterwards."""
     if cluster.provider == EXISTING:
         pytest.skip("restarts a kubelet, which needs a node of ours")
-    cluster.restart_kubelet()
-    load.settle(100)
+    installed.apply(values)
+    address = f"{installed.fullname}.{installed.namespace}.svc.cluster.local:11434"
+    with under_load(kubernetes, installed.namespace, f"{repository}:nLocalModels", address, ["kept"]) as load:
+        cluster.restart_kubelet()
+        load.settle(100)
+    taken = [failure for failure in load.failures if "ConnectionRefusedError" not in failure]
+    moments = {failure.split()[0] for failure in load.failures}
+    assert taken == []
+    assert len(moments) <= 6, load.failures
