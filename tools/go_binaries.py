@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from llama_wheel import ROOT, cache_dir, exclusive
 
 KUBERNETES_MODULE = ROOT / "tests" / "cluster" / "kubernetes"
-KUBERNETES_VERSION = "v1.34.4"
+KUBERNETES_VERSION = "v1.35.4"
 
 
 @dataclass(frozen=True)
@@ -125,7 +125,7 @@ BUILDS = (
             # Unstamped it calls itself v0.0.0-master, and a chart's kubeVersion would be judged by that.
             "k8s.io/component-base/version.gitVersion": KUBERNETES_VERSION,
             "k8s.io/component-base/version.gitMajor": "1",
-            "k8s.io/component-base/version.gitMinor": "34",
+            "k8s.io/component-base/version.gitMinor": "35",
             "k8s.io/component-base/version.gitTreeState": "clean",
             "k8s.io/client-go/pkg/version.gitVersion": KUBERNETES_VERSION,
         },

@@ -204,4 +204,6 @@ def write_files() -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         # Some of them hold keys.
         path.parent.chmod(0o700)
-        path.write_text(text)
+        # kube-proxy ends when its file is written, whatever with.
+        if not path.exists() or path.read_text() != text:
+            path.write_text(text)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import tomllib
 from pathlib import Path
@@ -33,6 +34,17 @@ def test_certificates_that_are_there_stay(known: Path) -> None:
 
 def test_only_the_owner_reads_keys(known: Path) -> None:
     assert {path.stat().st_mode & 0o077 for path in known.glob("*.key")} == {0}
+
+
+def test_files_are_written_only_when_they_change(known: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(configuration, "files", lambda: {tmp_path / "a": "as before", tmp_path / "b": "new"})
+    (tmp_path / "a").write_text("as before")
+    (tmp_path / "b").write_text("old")
+    for path in (tmp_path / "a", tmp_path / "b"):
+        os.utime(path, (1, 1))
+    configuration.write_files()
+    assert (tmp_path / "a").stat().st_mtime == 1
+    assert (tmp_path / "b").read_text() == "new"
 
 
 def test_files_are_well_formed_and_each_user_has_a_kubeconfig(known: Path) -> None:
