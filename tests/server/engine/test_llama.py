@@ -34,7 +34,8 @@ def model(capture: llama.LogCapture, tmp_path_factory: pytest.TempPathFactory) -
 
 
 def new_context(model: llama.Model, capture: llama.LogCapture, num_cells: int = 4096, num_slots: int = 16) -> Context:
-    return Context(model, ContextParams(num_cells, num_slots, num_batch_tokens=128, num_threads=2), capture)
+    kv_type, flash_attention = ("f32", False) if model.is_full_precision() else (None, None)
+    return Context(model, ContextParams(num_cells, num_slots, 128, 2, None, kv_type, flash_attention), capture)
 
 
 def greedy_alone(model: llama.Model, capture: llama.LogCapture, prompt: str, num_tokens: int) -> list[int]:

@@ -11,12 +11,14 @@ import pytest
 
 from nlocalmodels_server.config import DeclaredModel
 from nlocalmodels_server.memory import Memory
+from nlocalmodels_server.models.admission import Admission
 from nlocalmodels_server.models.folder import take_snapshot
 from nlocalmodels_server.models.registry import Registry
+from nlocalmodels_server.models.reload import Target
 from nlocalmodels_server.models.scan import scan
 from nlocalmodels_server.settings import Settings
 from nlocalmodels_server.workers.generation import Delta, Generation, GenerationError
-from nlocalmodels_server.workers.protocol import GenerationRequest
+from nlocalmodels_server.workers.protocol import GenerationRequest, LoadOptions
 from support.gguf_files import write_llama
 from support.serving import running_server
 
@@ -191,3 +193,20 @@ def test_first_request_over_http_waits_for_its_model(tmp_path: Path) -> None:
         assert server.get("/v1/models/a").json()["state"] == "unloaded"
         assert server.post("/v1/completions", {"prompt": "x", "max_tokens": 1}).status_code == 200
         assert server.get("/v1/models/a").json()["state"] == "ready"
+
+
+def test_header_of_a_file_is_read_once_however_often_a_model_asks_for_room(tmp_path: Path) -> None:
+    write_llama(tmp_path / "a.gguf")
+    target = Target("a", "a.gguf", LoadOptions(1, 1), (("a.gguf", take_snapshot(tmp_path)["a.gguf"]),))
+    changed = replace(target, options=LoadOptions(1, 2))
+
+    async def ask_for_room() -> None:
+        admission = Admission(tmp_path, lambda: Memory(64 * MIB, 0))
+        await admission.plan([])
+        reason = await admission.find_shortage(target)
+        assert reason is not None
+        (tmp_path / "a.gguf").unlink()
+        assert await admission.find_shortage(target) == reason
+        assert await admission.find_shortage(changed) != reason
+
+    asyncio.run(ask_for_room())

@@ -36,13 +36,18 @@ class Choices:
     reasons: dict[str, str]
 
 
+def own_kv_type(is_full_precision: bool) -> str:
+    """Returns the type that a model's cache has unless another is told: the one its weights deserve."""
+    return "f32" if is_full_precision else "f16"
+
+
 def choose(wishes: Wishes, trained_context_tokens: int, kv_bytes_per_token: int, is_full_precision: bool) -> Choices:
     """Chooses the key-value type by the weights, cells by memory, and the rest by what is told.
 
     Args:
         kv_bytes_per_token: with the type that the weights ask for.
     """
-    own_type = "f32" if is_full_precision else "f16"
+    own_type = own_kv_type(is_full_precision)
     kv_type = wishes.kv_type or own_type
     kv_bytes_per_token = int(kv_bytes_per_token * KV_VALUE_BYTES[kv_type] / KV_VALUE_BYTES[own_type])
     asked = wishes.num_slots, wishes.context_tokens

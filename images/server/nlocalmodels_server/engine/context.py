@@ -53,10 +53,6 @@ class Context:
         # Layers with a sliding window keep all cells too, or what has left the window of one could be given to no other.
         native.swa_full = True
         native.no_perf = True
-        if model.is_full_precision():
-            # With these, what a request gets does not depend on what runs beside it (docs/decisions/0004-exact-f32.md).
-            native.type_k = native.type_v = lib.GGML_TYPE_F32
-            native.flash_attn_type = lib.LLAMA_FLASH_ATTN_TYPE_DISABLED
         if params.kv_type is not None:
             native.type_k = native.type_v = getattr(lib, f"GGML_TYPE_{params.kv_type.upper()}")
         if params.flash_attention is not None:
@@ -69,7 +65,6 @@ class Context:
         self._num_window_tokens = lib.llama_model_n_swa(model.handle)
         self._num_vocab = model.num_vocab
         self.num_cells = lib.llama_n_ctx(self._handle)
-        self._capacity = params.num_batch_tokens
         self._batch = lib.llama_batch_init(params.num_batch_tokens, 0, 1)
         for row in range(params.num_batch_tokens):
             self._batch.n_seq_id[row] = 1

@@ -132,6 +132,8 @@ class Scheduler:
         return sequence
 
     def _admit(self) -> None:
+        if not self.waiting:
+            return
         promised = sum(sequence.num_uncomputed + 1 for sequence in self.running)
         for sequence in list(self.waiting):
             if len(self.running) >= self._limits.num_slots:

@@ -8,9 +8,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from nlocalmodels_server.engine.choices import KV_VALUE_BYTES
+from nlocalmodels_server.engine.choices import KV_VALUE_BYTES, own_kv_type
 from nlocalmodels_server.memory import Memory
-from nlocalmodels_server.models.gguf_header import read_shape
+from nlocalmodels_server.models.gguf_header import Shape, read_shape
 from nlocalmodels_server.models.memory_plan import MemoryPlan, Need, need
 from nlocalmodels_server.models.reload import Target
 from nlocalmodels_server.workers.protocol import LoadOptions
@@ -26,6 +26,8 @@ class Admission:
         self._memory = memory
         self._plan = MemoryPlan(None)
         self._cache_bytes: dict[str, int] = {}
+        # By id, what a file's header said, and of which file: a model that waits for room asks again and again.
+        self._shapes: dict[str, tuple[Target, Shape | None]] = {}
 
     async def plan(self, targets: Sequence[Target]) -> dict[str, str]:
         """Gives memory to the models that are there from the start, and returns by id why others cannot be served at all."""
@@ -44,11 +46,11 @@ class Admission:
 
     async def find_shortage(self, target: Target) -> str | None:
         """Returns why a model does not fit beside what is loaded, with the arithmetic."""
-        (one,) = await self._needs([target])
+        one = await self._need(target)
         return self._plan.find_shortage(one, without=target.id)
 
     async def give(self, target: Target) -> None:
-        (one,) = await self._needs([target])
+        one = await self._need(target)
         self._cache_bytes[target.id] = self._plan.give(target.id, one)
 
     def take_back(self, model_id: str) -> None:
@@ -66,9 +68,13 @@ class Admission:
         return replace(target.options, kv_budget_bytes=self._cache_bytes.get(target.id))
 
     async def _needs(self, targets: Sequence[Target]) -> list[Need]:
-        return await asyncio.to_thread(lambda: [self._need(target) for target in targets])
+        return [await self._need(target) for target in targets]
 
-    def _need(self, target: Target) -> Need:
-        shape, options = read_shape(self._model_path / target.file), target.options
-        kv_type = options.kv_type or ("f32" if shape is not None and shape.is_full_precision else "f16")
+    async def _need(self, target: Target) -> Need:
+        known, shape = self._shapes.get(target.id, (None, None))
+        if shape is None or known != target:
+            shape = await asyncio.to_thread(read_shape, self._model_path / target.file)
+            self._shapes[target.id] = target, shape
+        options = target.options
+        kv_type = options.kv_type or own_kv_type(shape is not None and shape.is_full_precision)
         return need(target.size_bytes, shape, options.num_slots, options.context_tokens, KV_VALUE_BYTES[kv_type])
