@@ -110,6 +110,7 @@ def test_no_models_declared_is_not_the_same_as_nothing_said_of_them() -> None:
             "models[0].kvType: 'q8_0' needs flash attention; ",
         ),
         ({"models": [{**MODEL, "flashAttention": "on"}]}, "models[0].flashAttention: 'on' is neither true nor false; "),
+        ({"models": [{**MODEL, "widenWeights": 1}]}, "models[0].widenWeights: 1 is neither true nor false; "),
         ({"models": [{**MODEL, "load": "lazy"}]}, "models[0].load: 'lazy' is not known; set it to boot or onDemand"),
         (
             {"models": [{**MODEL, "interTokenMilliseconds": 5}]},

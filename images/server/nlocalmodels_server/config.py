@@ -22,6 +22,7 @@ models:                   # without this key, what is in the folder is served
     interTokenMilliseconds: 200  # the most that streams wait for their next token because others' prompts are computed
     kvType: f16           # f16 | q8_0 | f32: how keys and values are kept
     flashAttention: true
+    widenWeights: false   # whether Q5_0 may be kept as Q8_0, the same values, where that is faster
     load: boot            # boot | onDemand: whether it loads at the start or with its first request
 """
 
@@ -50,7 +51,7 @@ _OPTION_KEYS = ("contextTokens", "numSlots", "numThreads")
 _LIMIT_KEYS = ("graceSeconds", "maxRequests", "requestSeconds", "hangSeconds")
 _KEYS = ("readyWhen", *_OPTION_KEYS, *_LIMIT_KEYS, "serveUndeclared", "defaultModel", "reload", "set", "models")
 _MODEL_OPTION_KEYS = (*_OPTION_KEYS, "numPrefillThreads", "interTokenMilliseconds")
-_MODEL_KEYS = ("id", "file", *_MODEL_OPTION_KEYS, "kvType", "flashAttention", "load")
+_MODEL_KEYS = ("id", "file", *_MODEL_OPTION_KEYS, "kvType", "flashAttention", "widenWeights", "load")
 KV_TYPES = ("f16", "q8_0", "f32")
 _SET = re.compile(r"[0-9a-f]{12}")
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
@@ -71,6 +72,7 @@ class DeclaredModel:
     inter_token_milliseconds: int | None = None
     kv_type: str | None = None
     flash_attention: bool | None = None
+    widen_weights: bool | None = None
     load: Literal["boot", "onDemand"] = "boot"
 
 
@@ -177,6 +179,7 @@ def _parse_model(entry: object, where: str, problems: list[str]) -> DeclaredMode
     )
     kv_type = _choice(entry, "kvType", KV_TYPES, where, problems)
     flash_attention = _boolean(entry, "flashAttention", f"{where}.", problems)
+    widen_weights = _boolean(entry, "widenWeights", f"{where}.", problems)
     load = _choice(entry, "load", ("boot", "onDemand"), where, problems)
     if kv_type == "q8_0" and flash_attention is False:
         problems.append(f"{where}.kvType: 'q8_0' needs flash attention; leave flashAttention out or set it to true.")
@@ -192,6 +195,7 @@ def _parse_model(entry: object, where: str, problems: list[str]) -> DeclaredMode
         inter_token_milliseconds,
         kv_type,
         flash_attention,
+        widen_weights,
         "onDemand" if load == "onDemand" else "boot",
     )
 

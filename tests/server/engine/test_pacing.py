@@ -93,3 +93,13 @@ def test_more_rows_never_take_less_time() -> None:
         times = [costs.seconds(num_rows) for num_rows in range(1, 600, 7)]
         assert all(times)
         assert times == sorted(times)
+
+
+@pytest.mark.parametrize(
+    ("affordable", "chosen"), [(32, 32), (48, 64), (80, 80), (96, 128), (112, 128), (144, 192), (128, 128)]
+)
+def test_chunks_fill_tiles_of_64_rows_where_that_takes_little_more(affordable: int, chosen: int) -> None:
+    costs = StepCosts()
+    for _ in range(50):
+        costs.record(0, 100, 0.2)
+    assert costs.chunk_tokens(0, affordable * 0.002) == chosen

@@ -62,17 +62,27 @@ def start_backend() -> LogCapture:
     return capture
 
 
+def has_amx() -> bool:
+    """Whether the backend in use multiplies by AMX, Intel's matrix instructions."""
+    return b"AMX_INT8 = 1" in lib.llama_print_system_info()
+
+
 class Model:
     """A loaded GGUF file and its vocabulary. Tokenizing is thread-safe."""
 
-    def __init__(self, path: Path, capture: LogCapture) -> None:
+    def __init__(self, path: Path, capture: LogCapture, is_mapped: bool = True) -> None:
         """Loads the weights.
+
+        Args:
+            is_mapped: whether the file stays mapped, for the weights that are used as they are; else they are copied.
 
         Raises:
             LoadError: with llama.cpp's reason.
         """
         params = lib.llama_model_default_params()
         params.n_gpu_layers = 0
+        if not is_mapped:
+            params.load_mode = llama_cpp.LLAMA_LOAD_MODE_NONE
         self.handle = lib.llama_model_load_from_file(str(path).encode(), params)
         if not self.handle:
             raise LoadError(capture.reason("llama.cpp gave no reason"))

@@ -13,6 +13,7 @@ _MAX_SCALE = 2.0
 _PRIOR_SECONDS = tuple(0.030 + 0.003 * size for size in _SIZES)
 _PRIOR_PROMPT_TOKEN_SECONDS = 0.003
 _GRAIN_TOKENS = 16
+_TILE_GRAINS = 4
 
 
 class StepCosts:
@@ -42,9 +43,14 @@ class StepCosts:
         return self._seconds[above - 1] + share * (self._seconds[above] - self._seconds[above - 1])
 
     def chunk_tokens(self, num_decoding: int, max_seconds: float) -> int:
-        """Returns how many prompt tokens fit into a step beside the decoding sequences, in grains of 16, one at least."""
+        """Returns how many prompt tokens fit into a step beside the decoding sequences, in grains of 16, one at least.
+
+        Up to a third more where that fills llama.cpp's tiles of 64 rows: a part of a tile takes attention as long as a whole.
+        """
         left_seconds = max_seconds - (self.seconds(num_decoding) if num_decoding else 0.0)
-        return max(1, round(left_seconds / self._prompt_token_seconds / _GRAIN_TOKENS)) * _GRAIN_TOKENS
+        grains = max(1, round(left_seconds / self._prompt_token_seconds / _GRAIN_TOKENS))
+        tiled = -(-grains // _TILE_GRAINS) * _TILE_GRAINS
+        return (tiled if 3 * tiled <= 4 * grains else grains) * _GRAIN_TOKENS
 
     def _record_prompts(self, num_tokens: int, seconds: float) -> None:
         # A step of a few tokens is all overhead, and what a chunk costs cannot be told from it.

@@ -60,6 +60,7 @@ class Fleet:
 
     async def start(self, targets: Sequence[Target]) -> None:
         """Starts the processes that are there from the start, in order, but for those that do not fit or load on demand."""
+        self._turn_table.is_shared = len(targets) > 1
         refused = await self.admission.plan(targets)
         for target in targets:
             slot = self.slots[target.id] = Slot(target, self._worker(target))
@@ -121,6 +122,7 @@ class Fleet:
             log.info("model-renamed: '%s' is now '%s', in the same process", old, new)
         for model_id in plan.removed:
             self.remove(model_id)
+        self._turn_table.is_shared = len(wanted) > 1
         for model_id in plan.added:
             slot = Slot(wanted[model_id], self._worker(wanted[model_id]))
             self.slots[model_id] = slot

@@ -250,6 +250,7 @@ class Registry:
             own.inter_token_milliseconds,
             own.kv_type,
             own.flash_attention,
+            own.widen_weights,
             on_demand=own.load == "onDemand",
             threads_reason="as told" if told else explain_threads(),
         )

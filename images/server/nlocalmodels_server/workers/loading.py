@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -15,7 +16,10 @@ from nlocalmodels_server.engine.loop import Engine, Event
 from nlocalmodels_server.engine.pacing import StepCosts
 from nlocalmodels_server.engine.scheduler import Scheduler
 from nlocalmodels_server.engine.step import Limits
+from nlocalmodels_server.engine.widening import widen
 from nlocalmodels_server.workers.protocol import LoadOptions
+
+log = logging.getLogger(__name__)
 
 # More rows in a step make prompts hardly faster, only the wait longer until the next step.
 _NUM_BATCH_TOKENS = 256
@@ -54,7 +58,7 @@ def load(
         LoadError: the file does not load, cannot generate, or does not compute.
     """
     capture = llama.start_backend()
-    model = llama.Model(path, capture)
+    model, weights = _load_model(path, options.widen_weights, capture)
     if not model.can_generate():
         raise llama.LoadError("it is an encoder or embedding model, which cannot generate text")
     chosen = _choose(model, options)
@@ -86,6 +90,7 @@ def load(
     info = {
         "description": model.description(),
         "sizeBytes": model.size_bytes,
+        "weights": weights.value,
         "contextTokens": chosen.sizes.context_tokens,
         "numCells": context.num_cells,
         "numSlots": options.num_slots,
@@ -94,7 +99,37 @@ def load(
         "kvType": chosen.kv_type,
         "flashAttention": {None: "auto", True: "on", False: "off"}[chosen.flash_attention],
     }
-    return Loaded(engine, model, chosen.sizes.context_tokens, info, chosen.reasons)
+    return Loaded(engine, model, chosen.sizes.context_tokens, info, {**chosen.reasons, "weights": weights.reason})
+
+
+@dataclass(frozen=True, slots=True)
+class _Weights:
+    """What became of the file's weights, and why."""
+
+    value: str
+    reason: str
+
+
+def _load_model(path: Path, is_wished: bool | None, capture: llama.LogCapture) -> tuple[llama.Model, _Weights]:
+    """Loads the weights, in a wider type where that is faster."""
+    if is_wished is not None:
+        reason = "as told"
+    else:
+        reason = "the same values, which AMX multiplies faster" if llama.has_amx() else "without AMX, wider ones are no faster"
+    widened = None
+    if llama.has_amx() if is_wished is None else is_wished:
+        try:
+            widened = widen(path)
+        except OSError as error:
+            log.warning("weights stay as they are in the file: no copy of it could be written (%s)", error.strerror)
+        if widened is None:
+            reason = "nothing that would be faster in another type, or too large for it"
+    if widened is None:
+        return llama.Model(path, capture), _Weights("as in the file", reason)
+    with contextlib.closing(widened):
+        # Copied, so that the file in memory goes.
+        model = llama.Model(widened.path, capture, is_mapped=False)
+    return model, _Weights(f"{widened.num_tensors} of Q5_0 as Q8_0", reason)
 
 
 def _choose(model: llama.Model, options: LoadOptions) -> Choices:

@@ -19,12 +19,16 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import socket
 import struct
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from nlocalmodels_server.engine.sampling import SamplingParams
+
+log = logging.getLogger(__name__)
 
 _LENGTH = struct.Struct(">I")
 MAX_FRAME_BYTES = 256 * 1024 * 1024
@@ -71,6 +75,7 @@ class LoadOptions:
     inter_token_milliseconds: int | None = None
     kv_type: str | None = None
     flash_attention: bool | None = None
+    widen_weights: bool | None = None
     on_demand: bool = False
     # Not the model's own affair: another reason or budget asks for no new process.
     threads_reason: str = field(default="as told", compare=False)
@@ -82,20 +87,59 @@ def encode_frame(frame: Frame) -> bytes:
     return _LENGTH.pack(len(data)) + data
 
 
-async def read_frame(reader: asyncio.StreamReader) -> Frame | None:
-    """Returns the next frame, None at the end of the stream or of its sense."""
-    try:
-        (length,) = _LENGTH.unpack(await reader.readexactly(_LENGTH.size))
-        if length > MAX_FRAME_BYTES:
+class FrameReceiver(asyncio.Protocol):
+    """The parent's end of the socket: hands on each frame at once, since one comes for each token.
+
+    Args:
+        on_frame: gets the frames in order. What it raises ends the connection, as does what is no frame.
+    """
+
+    def __init__(self, on_frame: Callable[[Frame], None]) -> None:
+        self._on_frame = on_frame
+        self._data = bytearray()
+        self._transport: asyncio.BaseTransport | None = None
+        # Done when nothing more can come.
+        self.ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = transport
+
+    def data_received(self, data: bytes) -> None:
+        self._data += data
+        try:
+            while (frame := self._next_frame()) is not None:
+                self._on_frame(frame)
+        except Exception:  # whatever it says, those who wait for it must hear of its end
+            log.exception("a model's process does not keep to the protocol")
+            self._end()
+
+    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002  (asyncio gives it)
+        self._end()
+
+    def _next_frame(self) -> Frame | None:
+        if self.ended.done() or len(self._data) < _LENGTH.size:
             return None
-        frame = json.loads(await reader.readexactly(length))
-    except (asyncio.IncompleteReadError, OSError, ValueError, RecursionError):
-        return None
-    return frame if isinstance(frame, dict) else None
+        (length,) = _LENGTH.unpack_from(self._data)
+        if length > MAX_FRAME_BYTES:
+            raise ValueError(f"a frame of {length} bytes")
+        end = _LENGTH.size + length
+        if len(self._data) < end:
+            return None
+        frame = json.loads(str(self._data[_LENGTH.size : end], "utf-8"))
+        del self._data[:end]
+        if not isinstance(frame, dict):
+            raise TypeError(f"a frame is no object but {type(frame).__name__}")
+        return frame
+
+    def _end(self) -> None:
+        if not self.ended.done():
+            self.ended.set_result(None)
+        if self._transport is not None:
+            self._transport.close()
 
 
 def receive_frame(connection: socket.socket) -> Frame | None:
-    """Like `read_frame`, blocking, for the worker."""
+    """Returns the next frame, None at the end of the socket. Blocks; for the worker."""
     head = _receive_exactly(connection, _LENGTH.size)
     data = _receive_exactly(connection, _LENGTH.unpack(head)[0]) if head else None
     if data is None:

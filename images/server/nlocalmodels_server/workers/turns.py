@@ -50,9 +50,13 @@ _blocking, _quick = ctypes.CDLL(None), ctypes.PyDLL(None)
 
 
 class TurnTable:
-    """The parent's side: makes the shared memory and gives each process a place in it."""
+    """The parent's side: makes the shared memory and gives each process a place in it.
+
+    `is_shared` says whether several models are served, so that a process has to expect others.
+    """
 
     def __init__(self) -> None:
+        self.is_shared = False
         self.fd = os.memfd_create("turns")
         os.ftruncate(self.fd, _NUM_BYTES)
         self._memory = mmap.mmap(self.fd, _NUM_BYTES)

@@ -217,8 +217,9 @@ class Worker:
         async with contextlib.AsyncExitStack() as life, contextlib.AsyncExitStack() as turn:
             await turn.enter_async_context(self._load_turns)
             self.state = WorkerState.LOADING
+            is_loaded = asyncio.Event()
             try:
-                process = self._process = await ModelProcess.spawn(self._turn_table)
+                process = self._process = await ModelProcess.spawn(self._turn_table, lambda frame: self._hear(frame, is_loaded))
             except OSError as error:
                 self.reason = f"could not be started ({error.strerror})"
                 return
@@ -227,15 +228,13 @@ class Worker:
             self._heartbeat.expect(Activity.LOADING, True)
             watching = asyncio.create_task(self._watch(process), name=f"heartbeat {self.model_id}")
             life.callback(watching.cancel)
-            while (frame := await process.receive()) is not None:
-                try:
-                    self._receive(frame)
-                except Exception:  # whatever it says, it must not end this task, which its requests wait for
-                    log.exception("%s: its process does not keep to the protocol", self.model_id)
-                    break
-                if self.state is not WorkerState.LOADING:
-                    # Loaded or failed: the next model may load.
-                    await turn.aclose()
+            loaded, ended = asyncio.create_task(is_loaded.wait()), asyncio.create_task(process.wait_ended())
+            life.callback(loaded.cancel)
+            life.callback(ended.cancel)
+            await asyncio.wait({loaded, ended}, return_when=asyncio.FIRST_COMPLETED)
+            # Loaded or failed: the next model may load.
+            await turn.aclose()
+            await ended
         failed, retired = self.state is WorkerState.FAILED, self.state in (WorkerState.DRAINING, WorkerState.STOPPED)
         if not failed:
             self.state, self.reason = WorkerState.STOPPED if retired else WorkerState.WAITING, "is ending"
@@ -265,6 +264,11 @@ class Worker:
                 log.error("%s: its process %s; ending it", self.model_id, hang)
                 self._hang = hang
                 process.kill()
+
+    def _hear(self, frame: Frame, is_loaded: asyncio.Event) -> None:
+        self._receive(frame)
+        if self.state is not WorkerState.LOADING:
+            is_loaded.set()
 
     def _receive(self, frame: Frame) -> None:
         operation = frame["op"]
