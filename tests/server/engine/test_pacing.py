@@ -96,9 +96,10 @@ def test_more_rows_never_take_less_time() -> None:
 
 
 @pytest.mark.parametrize(
-    ("affordable", "chosen"), [(32, 32), (48, 64), (80, 80), (96, 128), (112, 128), (144, 192), (128, 128)]
+    ("affordable", "chosen"),
+    [(32, 32), (48, 48), (80, 80), (96, 96), (112, 128), (128, 128), (160, 128), (176, 192), (240, 256)],
 )
-def test_chunks_fill_tiles_of_64_rows_where_that_takes_little_more(affordable: int, chosen: int) -> None:
+def test_chunks_fill_tiles_of_64_rows(affordable: int, chosen: int) -> None:
     costs = StepCosts()
     for _ in range(50):
         costs.record(0, 100, 0.2)

@@ -253,6 +253,15 @@ def test_kept_sequences_make_way_least_recently_used_first() -> None:
     assert reused == {0: 100, 2: 100, 1: 0}
 
 
+def test_few_cells_are_kept_but_the_last_sequence_however_long() -> None:
+    scheduler = scheduler_of(limits=replace(LIMITS, num_kept_cells=100))
+    for number, (num_tokens, num_kept) in enumerate([(60, 60), (30, 90), (50, 80), (150, 150), (20, 20)]):
+        sequence = new_sequence(number, list(range(1000 * number, 1000 * number + num_tokens)), max_new_tokens=1)
+        scheduler.add(sequence)
+        finish(scheduler, sequence)
+        assert scheduler.num_used_cells == num_kept
+
+
 def test_the_youngest_gives_up_its_cells_when_they_run_out() -> None:
     limits = Limits(num_slots=4, num_cells=60, num_batch_tokens=64, num_output_rows=4, num_headroom_tokens=1)
     old, young = new_sequence(0, 25, 60), new_sequence(1, 25, 60)
@@ -334,6 +343,7 @@ def test_every_sequence_ends_and_cells_are_as_told(seed: int, shares_partially: 
         num_kept=rng.choice([0, 1, 6]),
         num_headroom_tokens=8,
         num_worthwhile_cells=rng.choice([1, 8]),
+        num_kept_cells=rng.choice([1, 100, 4096]),
         shares_partially=shares_partially,
     )
     scheduler, cache = Scheduler(limits, SlowPrompts()), Cache(limits.num_cells)

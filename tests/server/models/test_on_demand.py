@@ -210,3 +210,17 @@ def test_header_of_a_file_is_read_once_however_often_a_model_asks_for_room(tmp_p
         assert await admission.find_shortage(changed) != reason
 
     asyncio.run(ask_for_room())
+
+
+@pytest.mark.parametrize("num_models", [1, 2])
+def test_threads_spin_longer_where_no_other_model_wants_the_cores(tmp_path: Path, num_models: int) -> None:
+    for seed in range(num_models):
+        write_llama(tmp_path / f"{seed}.gguf", seed=seed)
+
+    async def read_spins(registry: Registry) -> None:
+        for worker in registry.workers():
+            environ = Path(f"/proc/{worker.pid}/environ").read_text().split("\0")
+            (spins,) = (int(value.removeprefix("GOMP_SPINCOUNT=")) for value in environ if value.startswith("GOMP_SPINCOUNT="))
+            assert (spins > 10_000) == (num_models == 1)
+
+    with_registry(Settings(model_path=tmp_path, num_slots=2), 4096, read_spins)

@@ -45,12 +45,13 @@ class StepCosts:
     def chunk_tokens(self, num_decoding: int, max_seconds: float) -> int:
         """Returns how many prompt tokens fit into a step beside the decoding sequences, in grains of 16, one at least.
 
-        Up to a third more where that fills llama.cpp's tiles of 64 rows: a part of a tile takes attention as long as a whole.
+        From about two on, whole tiles of 64 rows: a part of one takes llama.cpp's attention as long as a whole.
         """
         left_seconds = max_seconds - (self.seconds(num_decoding) if num_decoding else 0.0)
         grains = max(1, round(left_seconds / self._prompt_token_seconds / _GRAIN_TOKENS))
-        tiled = -(-grains // _TILE_GRAINS) * _TILE_GRAINS
-        return (tiled if 3 * tiled <= 4 * grains else grains) * _GRAIN_TOKENS
+        # One grain too few for the next tile is as good as enough.
+        tiles = (grains + 1) // _TILE_GRAINS
+        return (tiles * _TILE_GRAINS if tiles > 1 else grains) * _GRAIN_TOKENS
 
     def _record_prompts(self, num_tokens: int, seconds: float) -> None:
         # A step of a few tokens is all overhead, and what a chunk costs cannot be told from it.

@@ -16,7 +16,7 @@ class Limits:
     `max_prefill_seconds`, which is what a new request or a cancellation waits. `num_output_rows` are the rows of a step that
     may yield a token.
     `num_headroom_tokens` must stay free beyond a new sequence's prompt, or admitting it would only push another one out.
-    An ended sequence is kept if it alone holds `num_worthwhile_cells`.
+    An ended sequence is kept if it alone holds `num_worthwhile_cells`; several hold `num_kept_cells` at most.
     Without `shares_partially`, as in recurrent models, a sequence's state cannot be cut: it is taken whole or not at all.
     """
 
@@ -29,6 +29,7 @@ class Limits:
     max_prefill_seconds: float = 1.0
     num_headroom_tokens: int = 32
     num_worthwhile_cells: int = 64
+    num_kept_cells: int = 4096
     shares_partially: bool = True
 
 
