@@ -20,6 +20,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from nlocalmodels_server.models.gguf_header import read_string, skip_value
+
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
@@ -28,8 +30,7 @@ MAX_MORE_BYTES = 256 * 1024**2
 _Q5_0, _Q8_0 = 6, 8
 _NUM_VALUES, _Q5_0_BYTES, _Q8_0_BYTES = 32, 22, 34
 _PIECE_BLOCKS = 1 << 18
-_SCALAR_BYTES = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}
-_UINT32, _STRING, _ARRAY = 4, 8, 9
+_UINT32 = 4
 _MAX_DIMENSIONS = 4
 _DEFAULT_ALIGNMENT = 32
 
@@ -40,7 +41,6 @@ class Widened:
 
     fd: int
     num_tensors: int
-    more_bytes: int
 
     @property
     def path(self) -> Path:
@@ -102,7 +102,7 @@ def widen(path: Path) -> Widened | None:
         except BaseException:
             os.close(fd)
             raise
-        return Widened(fd, len(widened), more_bytes)
+        return Widened(fd, len(widened))
 
 
 def q8_0_of(blocks: NDArray[np.uint8]) -> NDArray[np.uint8]:
@@ -150,17 +150,17 @@ def _read_head(data: mmap.mmap) -> tuple[int, list[tuple[bytes, tuple[int, ...],
         raise _UnknownLayoutError
     position, alignment = 24, _DEFAULT_ALIGNMENT
     for _ in range(num_pairs):
-        key, position = _string(data, position)
+        key, position = read_string(data, position)
         (kind,) = struct.unpack_from("<I", data, position)
         if key == b"general.alignment" and kind == _UINT32:
             (alignment,) = struct.unpack_from("<I", data, position + 4)
         # The other files of a split model are found by the first one's path.
         if key.startswith(b"split."):
             raise _UnknownLayoutError
-        position = _skip_value(data, kind, position + 4)
+        position = skip_value(data, kind, position + 4)
     head, infos = position, []
     for _ in range(num_tensors):
-        name, position = _string(data, position)
+        name, position = read_string(data, position)
         (num_dimensions,) = struct.unpack_from("<I", data, position)
         if num_dimensions > _MAX_DIMENSIONS:
             raise _UnknownLayoutError
@@ -194,29 +194,3 @@ def _read_tensors(
             raise _UnknownLayoutError
         tensors.append(_Tensor(name, dimensions, kind, offset, num_bytes))
     return start, tensors
-
-
-def _skip_value(data: mmap.mmap, kind: int, position: int) -> int:
-    if kind in _SCALAR_BYTES:
-        return position + _SCALAR_BYTES[kind]
-    if kind == _STRING:
-        return _string(data, position)[1]
-    if kind != _ARRAY:
-        raise _UnknownLayoutError
-    kind, length = struct.unpack_from("<IQ", data, position)
-    position += 12
-    if kind in _SCALAR_BYTES:
-        return position + int(length) * _SCALAR_BYTES[kind]
-    if kind != _STRING:
-        raise _UnknownLayoutError
-    for _ in range(length):
-        position += 8 + int(struct.unpack_from("<Q", data, position)[0])
-    return position
-
-
-def _string(data: mmap.mmap, position: int) -> tuple[bytes, int]:
-    (length,) = struct.unpack_from("<Q", data, position)
-    end = position + 8 + int(length)
-    if end > len(data):
-        raise _UnknownLayoutError
-    return data[position + 8 : end], end

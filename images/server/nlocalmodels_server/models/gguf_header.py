@@ -6,6 +6,7 @@ is for llama.cpp to say, in a process of its own.
 
 from __future__ import annotations
 
+import mmap
 import struct
 from dataclasses import dataclass
 from pathlib import Path
@@ -72,43 +73,62 @@ def _read_pairs(path: Path) -> dict[str, str | int]:
     try:
         position = 24
         for _ in range(struct.unpack_from("<Q", head, 16)[0]):
-            key, position = _string(head, position)
+            key, position = _text(head, position)
             (kind,) = struct.unpack_from("<I", head, position)
             position += 4
             if kind == _STRING:
-                pairs[key], position = _string(head, position)
+                pairs[key], position = _text(head, position)
             elif kind in _SCALAR_FORMATS:
                 (value,) = struct.unpack_from("<" + _SCALAR_FORMATS[kind], head, position)
                 position += struct.calcsize("<" + _SCALAR_FORMATS[kind])
                 if type(value) is int:
                     pairs[key] = value
-            elif kind == _ARRAY:
-                position = _skip_array(head, position)
             else:
-                break
+                position = skip_value(head, kind, position)
     except struct.error:
         pass
     return pairs
 
 
-def _skip_array(head: bytes, position: int) -> int:
-    kind, length = struct.unpack_from("<IQ", head, position)
+def skip_value(data: bytes | mmap.mmap, kind: int, position: int) -> int:
+    """Returns where a pair's value ends.
+
+    Raises:
+        struct.error: beyond the data, or it is of an unknown kind or an array of arrays.
+    """
+    if kind in _SCALAR_FORMATS:
+        return position + struct.calcsize("<" + _SCALAR_FORMATS[kind])
+    if kind == _STRING:
+        return read_string(data, position)[1]
+    if kind != _ARRAY:
+        raise struct.error("an unknown kind")
+    kind, length = struct.unpack_from("<IQ", data, position)
     position += 12
     if kind in _SCALAR_FORMATS:
         end = position + int(length) * struct.calcsize("<" + _SCALAR_FORMATS[kind])
-        if end > len(head):
+        if end > len(data):
             raise struct.error("beyond the bound")
         return end
     if kind != _STRING:
         raise struct.error("an array of arrays")
     for _ in range(length):
-        _, position = _string(head, position)
+        position = _string_end(data, position)
     return position
 
 
-def _string(head: bytes, position: int) -> tuple[str, int]:
-    (length,) = struct.unpack_from("<Q", head, position)
-    end = position + 8 + int(length)
-    if end > len(head):
+def read_string(data: bytes | mmap.mmap, position: int) -> tuple[bytes, int]:
+    """Returns a string and where it ends; raises struct.error beyond the data."""
+    end = _string_end(data, position)
+    return data[position + 8 : end], end
+
+
+def _string_end(data: bytes | mmap.mmap, position: int) -> int:
+    end = position + 8 + int(struct.unpack_from("<Q", data, position)[0])
+    if end > len(data):
         raise struct.error("beyond the bound")
-    return head[position + 8 : end].decode("utf-8", "replace"), end
+    return end
+
+
+def _text(data: bytes, position: int) -> tuple[str, int]:
+    text, end = read_string(data, position)
+    return text.decode("utf-8", "replace"), end
