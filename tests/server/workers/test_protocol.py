@@ -21,7 +21,7 @@ def with_receiver(hear: Hear, talk: Callable[[socket.socket, FrameReceiver], Awa
         ours, theirs = socket.socketpair()
         with theirs:
             loop = asyncio.get_running_loop()
-            transport, receiver = await loop.create_connection(lambda: FrameReceiver(hear), sock=ours)
+            transport, receiver = await loop.create_connection(lambda: FrameReceiver("m", hear), sock=ours)
             async with asyncio.timeout(10):
                 await talk(theirs, receiver)
             transport.close()
@@ -65,7 +65,7 @@ def test_nonsense_ends_the_connection(nonsense: bytes, caplog: pytest.LogCapture
 
     with_receiver(heard.append, talk)
     assert heard == [{"op": "beat"}]
-    assert "does not keep to the protocol" in caplog.text
+    assert "m: its process does not keep to the protocol" in caplog.text
 
 
 def test_frame_that_nobody_understands_ends_the_connection_and_no_later_one_is_heard() -> None:

@@ -112,12 +112,11 @@ class _Weights:
 
 def _load_model(path: Path, is_wished: bool | None, capture: llama.LogCapture) -> tuple[llama.Model, _Weights]:
     """Loads the weights, in a wider type where that is faster."""
-    if is_wished is not None:
-        reason = "as told"
-    else:
-        reason = "the same values, which AMX multiplies faster" if llama.has_amx() else "without AMX, wider ones are no faster"
-    widened = None
-    if llama.has_amx() if is_wished is None else is_wished:
+    is_widened, reason, widened = is_wished, "as told", None
+    if is_widened is None:
+        is_widened = llama.has_amx()
+        reason = "the same values, which AMX multiplies faster" if is_widened else "without AMX, wider ones are no faster"
+    if is_widened:
         try:
             widened = widen(path)
         except OSError as error:

@@ -37,10 +37,11 @@ class ModelProcess:
         self._place = place
 
     @staticmethod
-    async def spawn(turn_table: TurnTable, on_frame: Callable[[Frame], None]) -> ModelProcess:
+    async def spawn(turn_table: TurnTable, model_id: str, on_frame: Callable[[Frame], None]) -> ModelProcess:
         """Starts a process, which waits to be told what to load.
 
         Args:
+            model_id: whose it is, for the log.
             on_frame: gets what it says.
 
         Raises:
@@ -62,7 +63,7 @@ class ModelProcess:
                     start_new_session=True,
                 )
             loop = asyncio.get_running_loop()
-            transport, receiver = await loop.create_connection(lambda: FrameReceiver(on_frame), sock=ours)
+            transport, receiver = await loop.create_connection(lambda: FrameReceiver(model_id, on_frame), sock=ours)
         except BaseException:
             ours.close()
             turn_table.give_back(place)

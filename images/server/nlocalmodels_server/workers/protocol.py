@@ -91,10 +91,12 @@ class FrameReceiver(asyncio.Protocol):
     """The parent's end of the socket: hands on each frame at once, since one comes for each token.
 
     Args:
+        model_id: whose process it is, for the log.
         on_frame: gets the frames in order. What it raises ends the connection, as does what is no frame.
     """
 
-    def __init__(self, on_frame: Callable[[Frame], None]) -> None:
+    def __init__(self, model_id: str, on_frame: Callable[[Frame], None]) -> None:
+        self._model_id = model_id
         self._on_frame = on_frame
         self._data = bytearray()
         self._transport: asyncio.BaseTransport | None = None
@@ -110,7 +112,7 @@ class FrameReceiver(asyncio.Protocol):
             while (frame := self._next_frame()) is not None:
                 self._on_frame(frame)
         except Exception:  # whatever it says, those who wait for it must hear of its end
-            log.exception("a model's process does not keep to the protocol")
+            log.exception("%s: its process does not keep to the protocol", self._model_id)
             self._end()
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002  (asyncio gives it)

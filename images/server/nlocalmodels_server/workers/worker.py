@@ -219,7 +219,9 @@ class Worker:
             self.state = WorkerState.LOADING
             is_loaded = asyncio.Event()
             try:
-                process = self._process = await ModelProcess.spawn(self._turn_table, lambda frame: self._hear(frame, is_loaded))
+                process = self._process = await ModelProcess.spawn(
+                    self._turn_table, self.model_id, lambda frame: self._hear(frame, is_loaded)
+                )
             except OSError as error:
                 self.reason = f"could not be started ({error.strerror})"
                 return
