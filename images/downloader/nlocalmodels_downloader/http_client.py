@@ -30,7 +30,7 @@ from nlocalmodels_downloader.pauses import Pauses
 from nlocalmodels_downloader.redirects import redirect_target
 from nlocalmodels_downloader.sources import origin, redact
 
-# The page cache takes smaller writes at a higher cost each, and larger ones as runs of memory that it has to find first.
+# What is handed on at a time: each piece costs Python the same, whatever its size, and larger ones leave a core's cache.
 CHUNK_BYTES = 128 * 1024
 MAX_HOLD_SECONDS = 1.0
 MIN_BYTES_PER_SECOND = 1024

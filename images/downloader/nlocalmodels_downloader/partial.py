@@ -21,6 +21,9 @@ from nlocalmodels_downloader.errors import SpaceError
 from nlocalmodels_downloader.segments import BLOCK_BYTES, num_blocks
 
 _JOURNAL_VERSION = 1
+# Linux keeps runs of up to 8 free pages per processor and hands them out again at once; the longer ones that larger writes are
+# given can be memory that a virtual machine's host has taken back and must find again (docs/decisions/0009-connections.md).
+_WRITE_BYTES = 32 * 1024
 CLAIM = re.compile(rb"^(\d{1,9}) ([0-9a-f]{8})\n", re.MULTILINE)
 
 
@@ -74,7 +77,7 @@ class Partial:
         # The kernel lets one thread at a time write to a file; waiting here costs no CPU, waiting there does.
         with naming_space_errors(self._folder), self._writing:
             while view:
-                written = os.pwrite(self._data, view, offset)
+                written = os.pwrite(self._data, view[:_WRITE_BYTES], offset)
                 view, offset = view[written:], offset + written
 
     def complete(self, block: int, crc32: int) -> None:
