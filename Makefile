@@ -39,8 +39,8 @@ docs: setup ## Write the chart's README and schema anew, from its values.yaml
 	@$(BIN)/python tools/values_schema.py
 	@$$($(BIN)/python tools/go_binaries.py helm-docs) --chart-search-root charts --sort-values-order file --log-level warning
 
-images: setup ## Build the images of server and downloader; BASE_IMAGE, CA_BUNDLE, ARCHIVES=folder
-	@$(BIN)/python tools/images.py build server downloader $(if $(ARCHIVES),--archives "$(ARCHIVES)")
+images: setup ## Build images: IMAGES="server downloader" (also downloader-s3), BASE_IMAGE, CA_BUNDLE, ARCHIVES=folder
+	@$(BIN)/python tools/images.py build $(or $(IMAGES),server downloader) $(if $(ARCHIVES),--archives "$(ARCHIVES)")
 
 bake: setup ## Build an image with models in it: MODELS="ids, sets or hf:// sources" or CONFIG=downloads.yaml, IMAGE=name:tag
 	@$(BIN)/python tools/bake.py $(if $(CONFIG),--config "$(CONFIG)",--models "$(MODELS)") --image "$(IMAGE)" --layout $(LAYOUT) \

@@ -111,6 +111,8 @@ BUILDS = (
         {"main.version": "1.14.2"},
     ),
     Build("coredns", "v1.15.0", "github.com/coredns/coredns", ("github.com/coredns/coredns",), 3),
+    # An S3 store that checks signatures, for the downloader's tests.
+    Build("versitygw", "v1.8.0", "github.com/versity/versitygw", ("github.com/versity/versitygw/cmd/versitygw",), 2),
     Build("kind", "v0.33.0", "sigs.k8s.io/kind", ("sigs.k8s.io/kind",), 1),
     Build(
         "kubernetes",

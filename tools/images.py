@@ -40,6 +40,13 @@ def _stage_downloader(context: Path) -> None:
     _copy(context, ROOT / "images" / "downloader", "Dockerfile", "requirements.txt", "nlocalmodels_downloader")
 
 
+def _stage_downloader_s3(context: Path) -> None:
+    """Fills the same context but for what is installed."""
+    _stage_downloader(context)
+    _copy(context, ROOT / "images" / "downloader", "requirements-s3.txt")
+    (context / "requirements-s3.txt").replace(context / "requirements.txt")
+
+
 def _stage_server(context: Path) -> None:
     _copy(context, ROOT / "images" / "server", "Dockerfile", "requirements.txt", "nlocalmodels_server")
     wheel = llama_wheel.ensure_wheel(jobs=len(os.sched_getaffinity(0)))
@@ -62,6 +69,7 @@ def _stage_source(context: Path) -> None:
 IMAGES = {
     "server": Image(f"{REPOSITORY}:nLocalModels", _stage_server, "dependencies"),
     "downloader": Image(f"{REPOSITORY}:nLocalModels-downloader", _stage_downloader, "dependencies"),
+    "downloader-s3": Image(f"{REPOSITORY}:nLocalModels-downloader-s3", _stage_downloader_s3, "dependencies"),
     "source": Image(f"{REPOSITORY}:test-source", _stage_source),
 }
 

@@ -16,7 +16,7 @@ SDISTS = {"requirements/llama.in": "llama-cpp-python", "benchmarks/engine/peers.
 
 def main() -> None:
     uv = Path(sys.executable).with_name("uv")
-    patterns = ("requirements/*.in", "images/*/requirements.in", "benchmarks/*/*.in")
+    patterns = ("requirements/*.in", "images/*/requirements*.in", "benchmarks/*/*.in")
     for source in sorted(path for pattern in patterns for path in ROOT.glob(pattern)):
         package = SDISTS.get(str(source.relative_to(ROOT)))
         more = ["--no-deps", "--no-binary", package] if package else []

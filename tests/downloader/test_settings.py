@@ -115,3 +115,13 @@ def test_settings_read_false_as_false() -> None:
 
 def test_settings_take_no_seconds_of_waiting_for_an_answer() -> None:
     assert read_settings({"DOWNLOAD_WAIT_SECONDS": "0"}).lease_budget_seconds == 0
+
+
+def test_settings_take_the_endpoint_of_a_store_by_the_names_of_aws() -> None:
+    assert read_settings({}).s3_endpoint is None
+    both = {"AWS_ENDPOINT_URL": "https://all.example", "AWS_ENDPOINT_URL_S3": "https://s3.example/", "AWS_REGION": "eu-west-1"}
+    assert read_settings(both).s3_endpoint == "https://s3.example"
+    assert read_settings(both).s3_region == "eu-west-1"
+    assert read_settings({"AWS_ENDPOINT_URL": "https://all.example"}).s3_endpoint == "https://all.example"
+    with pytest.raises(ConfigError, match="AWS_ENDPOINT_URL_S3=file:///x"):
+        read_settings({"AWS_ENDPOINT_URL_S3": "file:///x"})

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from nlocalmodels_downloader.errors import ConfigError
-from nlocalmodels_downloader.sources import origin, parse_source, redact
+from nlocalmodels_downloader.sources import origin, parse_source, redact, split_s3
 from support.downloads import HUB_COMMIT
 
 
@@ -26,6 +26,13 @@ def test_source_over_http_is_its_own_address() -> None:
     assert str(source) == "https://example.org:8443/m.gguf"
 
 
+def test_source_in_an_object_store_is_a_bucket_and_a_literal_key() -> None:
+    source = parse_source("s3://my.bucket-1/a folder/100%/m+1.gguf")
+    assert source.is_s3
+    assert not source.is_pinned
+    assert split_s3(source.text) == ("my.bucket-1", "a folder/100%/m+1.gguf")
+
+
 @pytest.mark.parametrize(
     "text",
     [
@@ -36,6 +43,13 @@ def test_source_over_http_is_its_own_address() -> None:
         "https://h:99999/x",
         "https://h:0/x",
         "https://[::1/x",
+        "s3://bucket",
+        "s3://bucket/",
+        "s3://bucket//m.gguf",
+        "s3://bucket/folder/",
+        "s3://b/m.gguf",
+        "s3://user:secret@bucket/m.gguf",
+        "s3://bucket/m.gguf?versionId=1",
         "hf://org/m.gguf@main",
         "hf://org/repo/m.gguf",
         "hf://org/repo/../x/m.gguf@main",

@@ -13,6 +13,7 @@ from nlocalmodels_downloader.http_client import HttpClient
 from nlocalmodels_downloader.local_client import LocalClient
 from nlocalmodels_downloader.progress import ModelProgress
 from nlocalmodels_downloader.retry import RetryPolicy, run_until
+from nlocalmodels_downloader.s3_client import S3Client
 from nlocalmodels_downloader.settings import Settings
 from nlocalmodels_downloader.sources import Source
 from nlocalmodels_downloader.transfer import TransferOptions
@@ -44,6 +45,7 @@ class Resolver:
             settings.hub_endpoint,
             Throttle(limit, options.stop) if limit is not None else None,
         )
+        self._s3 = S3Client(self._http, settings.s3_endpoint, settings.s3_region)
         self._local = LocalClient()
 
     def resolve(self, file: Model, source: Source, known_sha256: str | None) -> Resolved:
@@ -60,7 +62,7 @@ class Resolver:
                 f"{file.file} is not on the volume as declared, and DOWNLOAD_OFFLINE=true keeps {source} from being asked; "
                 "put the file there, name a file:// mirror, or set DOWNLOAD_OFFLINE=false."
             )
-        client = self._local if source.is_local else self._http
+        client = self._client(source)
         url = source.url(self._settings.hub_endpoint)
         stop = self._options.stop
         policy = RetryPolicy(self._options.num_attempts, lambda: 0, stop, ModelProgress(file.id, 0, 0).retrying)
@@ -73,6 +75,11 @@ class Resolver:
                 f"{source} has {remote.size_bytes} bytes, but sizeBytes declares {size_bytes}; correct one of them."
             )
         return self._judge(file, source, client, replace(remote, size_bytes=size_bytes), file.sha256 or known_sha256)
+
+    def _client(self, source: Source) -> Client:
+        if source.is_local:
+            return self._local
+        return self._s3 if source.is_s3 else self._http
 
     def _judge(self, file: Model, source: Source, client: Client, remote: RemoteFile, sha256: str | None) -> Resolved:
         if sha256 is not None:

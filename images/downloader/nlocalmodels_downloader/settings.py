@@ -23,6 +23,8 @@ class Settings:
 
     hub_endpoint: str = "https://huggingface.co"
     hub_token: str | None = field(default=None, repr=False)
+    s3_endpoint: str | None = None
+    s3_region: str | None = None
     owner: str = "local"
     num_connections: int = 16
     num_attempts: int = 10
@@ -46,8 +48,11 @@ def read_settings(environ: Mapping[str, str]) -> Settings:
     """
     defaults = Settings()
     return Settings(
-        hub_endpoint=_endpoint(environ.get("HF_ENDPOINT") or defaults.hub_endpoint),
+        hub_endpoint=_endpoint("HF_ENDPOINT", environ.get("HF_ENDPOINT") or defaults.hub_endpoint),
         hub_token=_token(environ.get("HF_TOKEN", "")),
+        s3_endpoint=_s3_endpoint(environ),
+        # botocore itself reads AWS_DEFAULT_REGION alone; newer AWS tools read this one.
+        s3_region=environ.get("AWS_REGION") or None,
         # Stays the same when a container restarts in its pod, differs between pods.
         owner=environ.get("POD_UID") or environ.get("POD_NAME") or socket.gethostname(),
         num_connections=int(_number(environ, "DOWNLOAD_CONNECTIONS", defaults.num_connections, 1, 16)),
@@ -65,13 +70,21 @@ def read_settings(environ: Mapping[str, str]) -> Settings:
     )
 
 
-def _endpoint(text: str) -> str:
+def _s3_endpoint(environ: Mapping[str, str]) -> str | None:
+    # Named as by AWS' own tools, the one for this service first.
+    for name in ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"):
+        if environ.get(name):
+            return _endpoint(name, environ[name])
+    return None
+
+
+def _endpoint(name: str, text: str) -> str:
     try:
         source = parse_source(text.rstrip("/"))
     except ConfigError:
         source = None
-    if source is None or source.is_hub:
-        raise ConfigError(f"HF_ENDPOINT={redact(text)} is not an http(s) address; set it so or leave it out.")
+    if source is None or not source.text.startswith(("http://", "https://")):
+        raise ConfigError(f"{name}={redact(text)} is not an http(s) address; set it so or leave it out.")
     return source.text
 
 

@@ -1,4 +1,4 @@
-"""Where a file comes from: https://, http://, file:/// or hf://ORG/REPO/FILE@REVISION."""
+"""Where a file comes from: https://, http://, file:///, s3://BUCKET/KEY or hf://ORG/REPO/FILE@REVISION."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from urllib.parse import quote, urlsplit, urlunsplit
 from nlocalmodels_downloader.errors import ConfigError
 
 _HUB = re.compile(r"hf://(?P<org>[\w.-]+)/(?P<repo>[\w.-]+)/(?P<file>[^@?#]+)@(?P<revision>[\w./-]+)")
+# Names of buckets as Amazon allows them, older ones included; keys are taken literally.
+_S3 = re.compile(r"s3://(?P<bucket>[A-Za-z0-9][A-Za-z0-9._-]{1,253}[A-Za-z0-9])/(?P<key>[^/?#][^?#]*)")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
@@ -27,6 +29,10 @@ class Source:
     @property
     def is_local(self) -> bool:
         return self.text.startswith("file://")
+
+    @property
+    def is_s3(self) -> bool:
+        return self.text.startswith("s3://")
 
     @property
     def is_pinned(self) -> bool:
@@ -54,6 +60,9 @@ def parse_source(text: str) -> Source:
         return Source(text, path, match["revision"])
     if text.startswith("file:///") and len(text) > len("file:///"):
         return Source(text)
+    if text.startswith("s3://"):
+        split_s3(text)
+        return Source(text)
     try:
         parts = urlsplit(text)
         port_is_valid = parts.port is None or parts.port > 0
@@ -61,9 +70,22 @@ def parse_source(text: str) -> Source:
         port_is_valid = False
     if not port_is_valid or parts.scheme not in ("http", "https") or not parts.hostname:
         raise ConfigError(
-            f"'{redact(text)}' is not a source; give https://…, http://…, file:///… or hf://ORG/REPO/FILE@REVISION."
+            f"'{redact(text)}' is not a source; give https://…, http://…, file:///…, s3://BUCKET/KEY "
+            "or hf://ORG/REPO/FILE@REVISION."
         )
     return Source(text)
+
+
+def split_s3(text: str) -> tuple[str, str]:
+    """Returns bucket and key of an s3:// source.
+
+    Raises:
+        ConfigError: it names none.
+    """
+    match = _S3.fullmatch(text)
+    if match is None or match["key"].endswith("/"):
+        raise ConfigError(f"'{redact(text)}' is not of the form s3://BUCKET/KEY; give both, without ? and #.")
+    return match["bucket"], match["key"]
 
 
 def redact(url: str) -> str:
