@@ -28,7 +28,7 @@ _OBJECTS: Schema = {"type": "array", "items": {"type": "object"}}
 _LABELS: Schema = {"type": "object", "additionalProperties": {"type": "string"}}
 _FILE_PROPERTIES: dict[str, Schema] = {
     "file": {"type": "string", "description": "Name on the volume. Without it, the last part of the source."},
-    "source": {"type": "string", "description": "https://…, http://…, file:///… or hf://ORG/REPO/FILE@COMMIT"},
+    "source": {"type": "string", "description": "https://…, http://…, file:///…, s3://BUCKET/KEY or hf://ORG/REPO/FILE@COMMIT"},
     "mirrors": {**_STRINGS, "description": "Sources that are asked in order when the first one fails."},
     "sha256": {"type": "string", "description": "64 hex digits"},
     "sizeBytes": {"type": "integer", "description": "The file's exact size."},

@@ -101,6 +101,7 @@ def test_own_models_alone() -> None:
         "https://host/folder/name.Q8_0.gguf#fragment",
         "http://user:password@host:8080/name.Q8_0.gguf",
         "file:///mnt/name.Q8_0.gguf",
+        "s3://my-bucket.team/folder/name.Q8_0.gguf",
         f"hf://org/repo/name.Q8_0.gguf@{'0' * 40}",
         "hf://org/repo/folder/name.Q8_0.gguf@main",
     ],

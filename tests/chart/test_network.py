@@ -117,6 +117,7 @@ def test_test_reaches_the_server_alone(strategy: str) -> None:
             {83, 84, 443},
         ),
         ({"download": {"endpoint": "http://mirror:8081/hub"}}, {8081, 443}),
+        ({"download": {"s3": {"endpoint": "http://minio.storage:9000"}}}, {9000, 443}),
         ({"download": {"proxy": {"http": "http://user:pw@proxy:3128", "https": "http://proxy:3129/"}}}, {3128, 3129, 443}),
     ],
 )

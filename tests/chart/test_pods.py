@@ -143,6 +143,19 @@ def test_token_reaches_the_downloader_alone(strategy: str) -> None:
     assert manifests.text.count("secretKeyRef") == 1
 
 
+@pytest.mark.parametrize("strategy", FETCHERS)
+def test_credentials_of_an_object_store_reach_the_downloader_alone(strategy: str) -> None:
+    told: Values = {"download": {"s3": {"existingSecret": "bucket"}}}
+    found = entries(strategy, told)
+    for key in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        assert found[key] == {"name": key, "valueFrom": {"secretKeyRef": {"name": "bucket", "key": key}}}
+    assert found["AWS_SESSION_TOKEN"]["valueFrom"]["secretKeyRef"]["optional"] is True
+    manifests = of(strategy, told)
+    holders = [container["name"] for pod in manifests.pods() for container in pod.containers if "AWS_" in str(container)]
+    assert holders == ["model-downloader"]
+    assert "AWS_" not in of(strategy).text
+
+
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_token_is_nowhere_when_nothing_is_fetched(strategy: str) -> None:
     told: Values = {"download": {"hfToken": {"existingSecret": "hub"}, "offline": True}}
@@ -156,6 +169,7 @@ def test_token_is_nowhere_when_nothing_is_fetched(strategy: str) -> None:
 def test_settings_of_the_download_are_what_the_downloader_reads(strategy: str) -> None:
     told = {
         "endpoint": "https://mirror.example.com",
+        "s3": {"endpoint": "http://minio.storage:9000", "region": "eu-central-1"},
         "attempts": 3,
         "connections": 5,
         "stallSeconds": 7,
@@ -164,6 +178,7 @@ def test_settings_of_the_download_are_what_the_downloader_reads(strategy: str) -
     }
     read = settings(strategy, {"download": told})
     assert read.hub_endpoint == "https://mirror.example.com"
+    assert (read.s3_endpoint, read.s3_region) == ("http://minio.storage:9000", "eu-central-1")
     assert (read.num_attempts, read.num_connections, read.stall_seconds, read.progress_seconds) == (3, 5, 7.0, 2.0)
     assert read.max_bytes_per_second == 10 * MIB
     assert read.is_offline is False
@@ -177,6 +192,7 @@ def test_defaults_of_the_chart_are_those_of_the_downloader(strategy: str) -> Non
     assert settings(strategy).num_connections == Settings().num_connections
     assert settings(strategy).stall_seconds == Settings().stall_seconds
     assert settings(strategy).hub_endpoint == Settings().hub_endpoint
+    assert settings(strategy).s3_endpoint is Settings().s3_endpoint
     assert settings(strategy).max_bytes_per_second is Settings().max_bytes_per_second
 
 

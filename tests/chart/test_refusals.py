@@ -11,7 +11,7 @@ import pytest
 
 from support.chart import CATALOGUE, CHART, STRATEGIES, UNDECLARED, Values, merged, only, own, problems, refusal, render
 
-FORMS = "https://…, http://…, file:///… or hf://ORG/REPO/FILE@COMMIT"
+FORMS = "https://…, http://…, file:///…, s3://BUCKET/KEY or hf://ORG/REPO/FILE@COMMIT"
 NO_SOURCE = f"is no source; write it as {FORMS}."
 KNOWN = ", ".join(sorted(CATALOGUE["models"]))
 PVC: Values = {"storage": {"strategy": "pvc"}}
@@ -97,6 +97,8 @@ MODELS = [
     ),
     (model(source="ftp://host/m.gguf"), f"models.add.m.source: 'ftp://host/m.gguf' {NO_SOURCE}"),
     (model(source="hf://org/m.gguf@main"), f"models.add.m.source: 'hf://org/m.gguf@main' {NO_SOURCE}"),
+    (model(source="s3://bucket", file="m.gguf"), f"models.add.m.source: 's3://bucket' {NO_SOURCE}"),
+    (model(source="s3://bucket/m.gguf?x=1", file="m.gguf"), f"models.add.m.source: 's3://bucket/m.gguf?x=1' {NO_SOURCE}"),
     (
         model(source="hf://org/repo/m.gguf", file="m.gguf"),
         f"models.add.m.source: 'hf://org/repo/m.gguf' {NO_SOURCE}",
@@ -235,6 +237,10 @@ DOWNLOAD = [
         download(endpoint="hub.example.com"),
         "download.endpoint: 'hub.example.com' is no address; write it as https://host, "
         "or leave it empty for Hugging Face itself.",
+    ),
+    (
+        download(s3={"endpoint": "minio:9000"}),
+        "download.s3.endpoint: 'minio:9000' is no address; write it as https://host, or leave it empty for Amazon's.",
     ),
     (
         download(proxy={"http": "proxy:3128"}),

@@ -40,7 +40,11 @@ def test_release_and_namespace_and_name(text: str) -> None:
 def test_names_that_the_values_give(text: str) -> None:
     values: Values = {
         "storage": {"strategy": "pvc", "pvc": {"existingClaim": text, "uploader": {"enabled": True, "name": text}}},
-        "download": {"hfToken": {"existingSecret": text, "key": text}, "caBundle": {"configMap": text, "key": text}},
+        "download": {
+            "hfToken": {"existingSecret": text, "key": text},
+            "caBundle": {"configMap": text, "key": text},
+            "s3": {"existingSecret": text},
+        },
         "serviceAccount": {"name": text},
         "ingress": {"enabled": True, "className": text, "hosts": [text]},
         "priorityClassName": text,

@@ -9,10 +9,10 @@
       protocol: TCP
 {{- end }}
 
-{{- /* The ports of all sources, mirrors, the endpoint and the proxies; anywhere but link-local addresses, where clouds keep
+{{- /* The ports of all sources, mirrors, the endpoints and the proxies; anywhere but link-local addresses, where clouds keep
 credentials. */}}
 {{- define "nlocalmodels.downloadEgress" -}}
-{{- $urls := list (.Values.download.endpoint | default "https://huggingface.co") .Values.download.proxy.http .Values.download.proxy.https -}}
+{{- $urls := list (.Values.download.endpoint | default "https://huggingface.co") .Values.download.proxy.http .Values.download.proxy.https (.Values.download.s3 | default dict).endpoint -}}
 {{- range (include "nlocalmodels.models" . | fromJson).models -}}
 {{- range prepend (.shards | default list) . -}}
 {{- $urls = concat $urls (prepend (.mirrors | default list) .source) -}}

@@ -108,6 +108,9 @@ image:
 {{- with .Values.download -}}
 {{- $env := dict "DOWNLOAD_ATTEMPTS" .attempts "DOWNLOAD_CONNECTIONS" .connections "DOWNLOAD_STALL_SECONDS" .stallSeconds -}}
 {{- with .endpoint }}{{- $_ := set $env "HF_ENDPOINT" . -}}{{- end -}}
+{{- $s3 := .s3 | default dict -}}
+{{- with $s3.endpoint }}{{- $_ := set $env "AWS_ENDPOINT_URL_S3" . -}}{{- end -}}
+{{- with $s3.region }}{{- $_ := set $env "AWS_REGION" . -}}{{- end -}}
 {{- with .proxy.http }}{{- $_ := set $env "HTTP_PROXY" . -}}{{- end -}}
 {{- with .proxy.https }}{{- $_ := set $env "HTTPS_PROXY" . -}}{{- end -}}
 {{- with .proxy.noProxy }}{{- $_ := set $env "NO_PROXY" (join "," .) -}}{{- end -}}
@@ -124,6 +127,18 @@ image:
     secretKeyRef:
       name: {{ .hfToken.existingSecret | quote }}
       key: {{ .hfToken.key | quote }}
+{{- end }}
+{{- if and $s3.existingSecret (not .offline) }}
+{{- range $key := list "AWS_ACCESS_KEY_ID" "AWS_SECRET_ACCESS_KEY" "AWS_SESSION_TOKEN" }}
+- name: {{ $key }}
+  valueFrom:
+    secretKeyRef:
+      name: {{ $s3.existingSecret | quote }}
+      key: {{ $key }}
+      {{- if eq $key "AWS_SESSION_TOKEN" }}
+      optional: true
+      {{- end }}
+{{- end }}
 {{- end }}
 {{- end }}
 {{- end }}

@@ -78,6 +78,7 @@ models.add.{{ $model.id }}.file: '{{ $file.file }}' is the file of '{{ get $file
 {{- if or (not $port) (and (regexMatch "^:[1-9][0-9]{0,4}$" $port) (le (trimPrefix ":" $port | int) 65535)) -}}true{{- end -}}
 {{- else if regexMatch "^hf://[A-Za-z0-9_.-]+/[A-Za-z0-9_.-]+/[^ @?#]+@[A-Za-z0-9_.-]+$" $text -}}
 {{- if not (regexMatch "/\\.\\.[/@]" $text) -}}true{{- end -}}
+{{- else if regexMatch "^s3://[A-Za-z0-9][A-Za-z0-9._-]{1,253}[A-Za-z0-9]/([^/?#]|[^/?#][^?#]*[^/?#])$" $text -}}true
 {{- else if regexMatch "^file:///.+$" $text -}}true
 {{- end -}}
 {{- end }}
@@ -85,11 +86,11 @@ models.add.{{ $model.id }}.file: '{{ $file.file }}' is the file of '{{ get $file
 {{- /* What every file must state: {path, file, allowUnverified}. */}}
 {{- define "nlocalmodels.validate.file" -}}
 {{- if not (include "nlocalmodels.isSource" .file.source) }}
-{{ .path }}.source: '{{ .file.source }}' is no source; write it as https://…, http://…, file:///… or hf://ORG/REPO/FILE@COMMIT.
+{{ .path }}.source: '{{ .file.source }}' is no source; write it as https://…, http://…, file:///…, s3://BUCKET/KEY or hf://ORG/REPO/FILE@COMMIT.
 {{- end }}
 {{- range $index, $mirror := .file.mirrors }}
 {{- if not (include "nlocalmodels.isSource" $mirror) }}
-{{ $.path }}.mirrors[{{ $index }}]: '{{ $mirror }}' is no source; write it as https://…, http://…, file:///… or hf://ORG/REPO/FILE@COMMIT.
+{{ $.path }}.mirrors[{{ $index }}]: '{{ $mirror }}' is no source; write it as https://…, http://…, file:///…, s3://BUCKET/KEY or hf://ORG/REPO/FILE@COMMIT.
 {{- end }}
 {{- end }}
 {{- if not (regexMatch "(?i)^[a-z0-9][a-z0-9._ +-]{0,200}\\.gguf$" (.file.file | default "")) }}

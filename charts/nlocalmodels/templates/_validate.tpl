@@ -113,6 +113,11 @@ download.offline: an emptyDir starts empty, and '{{ .file }}' has no file:///…
 download.endpoint: '{{ . }}' is no address; write it as https://host, or leave it empty for Hugging Face itself.
 {{- end }}
 {{- end }}
+{{- with ($download.s3 | default dict).endpoint }}
+{{- if not (regexMatch "^https?://[^/ ]+" .) }}
+download.s3.endpoint: '{{ . }}' is no address; write it as https://host, or leave it empty for Amazon's.
+{{- end }}
+{{- end }}
 {{- range $name := list "http" "https" }}
 {{- with get $download.proxy $name }}
 {{- if not (regexMatch "^https?://[^/ ]+" .) }}
