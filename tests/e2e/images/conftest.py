@@ -10,7 +10,7 @@ import images
 @pytest.fixture(scope="session")
 def archives() -> dict[str, Path]:
     """The images as they stand in this checkout, by name."""
-    return images.ensure_images(["server", "downloader", "source"])
+    return images.ensure_images(["server", "downloader", "downloader-s3", "source"])
 
 
 @pytest.fixture(autouse=True)

@@ -24,7 +24,7 @@ MIB = 1024 * 1024
 USERS = [(65534, 65534), (1_000_690_000, 0)]
 
 
-@pytest.mark.parametrize(("name", "limit_bytes"), [("downloader", 40 * MB), ("server", 200 * MB)])
+@pytest.mark.parametrize(("name", "limit_bytes"), [("downloader", 40 * MB), ("downloader-s3", 40 * MB), ("server", 200 * MB)])
 def test_image_adds_little_to_its_base(archives: dict[str, Path], name: str, limit_bytes: int) -> None:
     layers = ImageArchive(archives[name]).layers()
     first = next(index for index, layer in enumerate(layers) if "/opt/venv" in layer.created_by)
