@@ -113,6 +113,14 @@ BUILDS = (
     Build("coredns", "v1.15.0", "github.com/coredns/coredns", ("github.com/coredns/coredns",), 3),
     # An S3 store that checks signatures, for the downloader's tests.
     Build("versitygw", "v1.8.0", "github.com/versity/versitygw", ("github.com/versity/versitygw/cmd/versitygw",), 2),
+    # The OCI registry of reference, for the downloader's tests.
+    Build(
+        "registry",
+        "v3.1.2",
+        "github.com/distribution/distribution/v3",
+        ("github.com/distribution/distribution/v3/cmd/registry",),
+        2,
+    ),
     Build("kind", "v0.33.0", "sigs.k8s.io/kind", ("sigs.k8s.io/kind",), 1),
     Build(
         "kubernetes",

@@ -125,3 +125,10 @@ def test_settings_take_the_endpoint_of_a_store_by_the_names_of_aws() -> None:
     assert read_settings({"AWS_ENDPOINT_URL": "https://all.example"}).s3_endpoint == "https://all.example"
     with pytest.raises(ConfigError, match="AWS_ENDPOINT_URL_S3=file:///x"):
         read_settings({"AWS_ENDPOINT_URL_S3": "file:///x"})
+
+
+def test_settings_of_registries() -> None:
+    assert read_settings({}).docker_config is None
+    read = read_settings({"DOCKER_CONFIG": "/run/registries", "OCI_PLAIN_HTTP": "registry:5000, other"})
+    assert read.docker_config == Path("/run/registries/config.json")
+    assert read.plain_http_registries == {"registry:5000", "other"}

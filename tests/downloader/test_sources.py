@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from nlocalmodels_downloader.errors import ConfigError
-from nlocalmodels_downloader.sources import origin, parse_source, redact, split_s3
+from nlocalmodels_downloader.sources import Artifact, origin, parse_artifact, parse_source, redact, split_s3
 from support.downloads import HUB_COMMIT
 
 
@@ -26,6 +26,15 @@ def test_source_over_http_is_its_own_address() -> None:
     assert str(source) == "https://example.org:8443/m.gguf"
 
 
+def test_source_in_a_registry_is_pinned_by_its_manifest_alone() -> None:
+    digest = f"sha256:{'a' * 64}"
+    pinned = parse_source(f"oci://ghcr.io:5000/org/m:v1@{digest}#a file.gguf")
+    assert pinned.is_oci
+    assert pinned.is_pinned
+    assert parse_artifact(pinned.text) == Artifact("ghcr.io:5000", "org/m", "v1", digest, "a file.gguf")
+    assert not parse_source("oci://ghcr.io/org/m:v1").is_pinned
+
+
 def test_source_in_an_object_store_is_a_bucket_and_a_literal_key() -> None:
     source = parse_source("s3://my.bucket-1/a folder/100%/m+1.gguf")
     assert source.is_s3
@@ -43,6 +52,10 @@ def test_source_in_an_object_store_is_a_bucket_and_a_literal_key() -> None:
         "https://h:99999/x",
         "https://h:0/x",
         "https://[::1/x",
+        "oci://ghcr.io/org/m",
+        "oci://ghcr.io/org/m@sha1:00",
+        "oci://ghcr.io/Org/m:v1",
+        "oci://user:secret@ghcr.io/org/m:v1",
         "s3://bucket",
         "s3://bucket/",
         "s3://bucket//m.gguf",

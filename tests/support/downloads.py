@@ -11,11 +11,16 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
+import pytest
 import yaml
 
+from nlocalmodels_downloader.clients import RemoteFile
 from nlocalmodels_downloader.config import Config, Model
 from nlocalmodels_downloader.errors import DownloaderError
+from nlocalmodels_downloader.oci_client import OciClient
+from nlocalmodels_downloader.s3_client import S3Client
 from nlocalmodels_downloader.settings import Settings
 from nlocalmodels_downloader.sources import parse_source
 from nlocalmodels_downloader.sync import Synchronizer
@@ -28,6 +33,18 @@ HUB_COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 def sha256(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
+
+
+def delay_first_stream(monkeypatch: pytest.MonkeyPatch, client: type[S3Client | OciClient], seconds: float) -> None:
+    """Lets time pass between what a client learned of a file and the first request for its bytes."""
+    stream, is_first = client.stream, threading.Lock()
+
+    def late(self: Any, remote: RemoteFile, start: int, end: int, check_etag: bool = False) -> Any:
+        if is_first.acquire(blocking=False):
+            time.sleep(seconds)
+        return stream(self, remote, start, end, check_etag)
+
+    monkeypatch.setattr(client, "stream", late)
 
 
 @dataclass

@@ -73,3 +73,16 @@ def refuse_encoding(headers: Headers, url: str) -> None:
     coding = headers.get("Content-Encoding", "identity")
     if coding.lower() not in ("", "identity"):
         raise RefusedError(f"{redact(url)} sends {coding}-coded content though identity was asked for; use another source.")
+
+
+def reason(error: Exception) -> str:
+    """Names an error without its text, since requests echo whole URLs with signed queries."""
+    cause: BaseException = error
+    while (inner := cause.__cause__ or cause.__context__) is not None and not isinstance(cause, TimeoutError):
+        cause = inner
+    names = [type(error).__name__]
+    if isinstance(cause, OSError) and cause.strerror:
+        names.append(cause.strerror)
+    elif type(cause).__name__ != names[0]:
+        names.append(type(cause).__name__)
+    return ", ".join(names)

@@ -175,7 +175,9 @@ def _parse_file(entry: dict[Any, Any], model_id: str, where: str, problems: list
         "give the file's exact size as a whole number of bytes",
         False,
     )
-    forms = "give https://…, http://…, file:///…, s3://BUCKET/KEY or hf://ORG/REPO/FILE@REVISION"
+    forms = (
+        "give https://…, http://…, file:///…, s3://BUCKET/KEY, oci://REGISTRY/REPOSITORY@DIGEST or hf://ORG/REPO/FILE@REVISION"
+    )
     text = check("source", lambda v: isinstance(v, str), forms)
     mirrors = check("mirrors", lambda v: isinstance(v, list) and all(isinstance(m, str) for m in v), "give a list", False)
     sources = []

@@ -6,7 +6,7 @@ import http.client
 import re
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 
@@ -18,6 +18,7 @@ from nlocalmodels_downloader.answers import (
     content_length,
     content_range,
     failure,
+    reason,
     refuse_encoding,
     retry_after_seconds,
     strong_etag,
@@ -44,7 +45,7 @@ class HttpClient:
     Args:
         connect_timeout_seconds: for a TCP and TLS handshake.
         stall_seconds: without a byte, or below `MIN_BYTES_PER_SECOND` over that time, a stream is broken off.
-        token: sent to `token_origin` only, never to where it redirects.
+        authorization: a header's value, sent to `authorized_origin` only, never to where it redirects.
         throttle: holds up the reading of bodies.
     """
 
@@ -52,14 +53,14 @@ class HttpClient:
         self,
         connect_timeout_seconds: float,
         stall_seconds: float,
-        token: str | None = None,
-        token_origin: str | None = None,
+        authorization: str | None = None,
+        authorized_origin: str | None = None,
         throttle: Throttle | None = None,
     ) -> None:
         self._timeout = (connect_timeout_seconds, stall_seconds)
         self._stall_seconds = stall_seconds
-        self._token = token
-        self._token_origin = origin(token_origin) if token_origin else None
+        self._authorization = authorization
+        self._authorized_origin = origin(authorized_origin) if authorized_origin else None
         self._throttle = throttle
         self._piece_bytes = min(CHUNK_BYTES, throttle.piece_bytes) if throttle else CHUNK_BYTES
         self._local = threading.local()
@@ -107,6 +108,24 @@ class HttpClient:
                 linked_sha256=linked if _SHA256.fullmatch(linked) else None,
                 commit=origin_headers.get("X-Repo-Commit"),
             )
+
+    def read(self, url: str, headers: dict[str, str], max_bytes: int) -> tuple[int, Mapping[str, str], bytes]:
+        """Returns status, headers and body of a small answer that is no file, such as a manifest. Other statuses are no error.
+
+        Raises:
+            TransientError: the connection broke, or the status is one that another attempt may not meet.
+            RefusedError: the body is larger than `max_bytes`.
+        """
+        with self._get(url, headers, waits=True) as (response, _, _):
+            if response.status_code == 429 or response.status_code >= 500:
+                raise failure(response.status_code, response.headers, url)
+            try:
+                body: bytes = response.raw.read(max_bytes + 1, decode_content=True)
+            except (urllib3.exceptions.HTTPError, OSError) as error:
+                raise TransientError(f"{redact(url)}: {reason(error)}.") from None
+            if len(body) > max_bytes:
+                raise RefusedError(f"{redact(url)} answered more than {max_bytes} bytes; check the address.")
+            return response.status_code, response.headers, body
 
     def refresh(self, remote: RemoteFile) -> RemoteFile:
         """Resolves the origin again, for a signed URL that has expired."""
@@ -161,7 +180,7 @@ class HttpClient:
             until = min(yielded + MAX_HOLD_SECONDS, window_start + self._stall_seconds)
             length, error = read_body(body, buffer[filled : min(CHUNK_BYTES, remaining, filled + self._piece_bytes)], until)
             if error is not None:
-                problem = f"the connection broke: {_reason(error)}."
+                problem = f"the connection broke: {reason(error)}."
             elif length == 0:
                 problem = f"the connection closed {remaining - filled} bytes early."
             filled += length
@@ -207,8 +226,10 @@ class HttpClient:
         for _ in range(MAX_REDIRECTS + 1):
             # Identity: a coded body would make byte ranges and digests mean something else (RFC 9110 sections 8.4, 12.5.3).
             sent = {**headers, "Accept-Encoding": "identity", "User-Agent": "nlocalmodels-downloader"}
-            if self._token and origin(url) == self._token_origin:
-                sent["Authorization"] = f"Bearer {self._token}"
+            if origin(url) != origin(start_url):
+                sent.pop("Authorization", None)
+            if self._authorization and origin(url) == self._authorized_origin:
+                sent["Authorization"] = self._authorization
             if waits:
                 self._pauses.wait(origin(url), lambda: False)
             try:
@@ -220,11 +241,11 @@ class HttpClient:
                     raise RefusedError(
                         f"{redact(url)}: its certificate is not trusted; name your CA bundle in REQUESTS_CA_BUNDLE."
                     ) from None
-                raise TransientError(f"{redact(url)}: TLS failed: {_reason(error)}.") from None
+                raise TransientError(f"{redact(url)}: TLS failed: {reason(error)}.") from None
             except (requests.exceptions.InvalidURL, requests.exceptions.InvalidSchema, urllib3.exceptions.HTTPError) as error:
                 raise RefusedError(f"{redact(url)}: not an address that can be asked: {type(error).__name__}.") from None
             except requests.RequestException as error:
-                raise TransientError(f"{redact(url)}: {_reason(error)}.") from None
+                raise TransientError(f"{redact(url)}: {reason(error)}.") from None
             except OSError:
                 raise RefusedError(
                     f"{redact(url)}: the CA bundle that REQUESTS_CA_BUNDLE names cannot be read; correct its path."
@@ -274,16 +295,3 @@ def _release(response: requests.Response) -> None:
     if raw._fp is not None and raw._fp.isclosed():
         raw.release_conn()
     response.close()
-
-
-def _reason(error: Exception) -> str:
-    """Names an error without its text, since requests echo whole URLs with signed queries."""
-    cause: BaseException = error
-    while (inner := cause.__cause__ or cause.__context__) is not None and not isinstance(cause, TimeoutError):
-        cause = inner
-    names = [type(error).__name__]
-    if isinstance(cause, OSError) and cause.strerror:
-        names.append(cause.strerror)
-    elif type(cause).__name__ != names[0]:
-        names.append(type(cause).__name__)
-    return ", ".join(names)

@@ -11,6 +11,7 @@ from nlocalmodels_downloader.config import Model
 from nlocalmodels_downloader.errors import CorruptError, RefusedError
 from nlocalmodels_downloader.http_client import HttpClient
 from nlocalmodels_downloader.local_client import LocalClient
+from nlocalmodels_downloader.oci_client import OciClient
 from nlocalmodels_downloader.progress import ModelProgress
 from nlocalmodels_downloader.retry import RetryPolicy, run_until
 from nlocalmodels_downloader.s3_client import S3Client
@@ -38,14 +39,15 @@ class Resolver:
         self._options = options
         self._allow_unverified = allow_unverified
         limit = settings.max_bytes_per_second
-        self._http = HttpClient(
-            settings.connect_timeout_seconds,
-            settings.stall_seconds,
-            settings.hub_token,
-            settings.hub_endpoint,
-            Throttle(limit, options.stop) if limit is not None else None,
-        )
+        throttle = Throttle(limit, options.stop) if limit is not None else None
+
+        def http(authorization: str | None, authorized_origin: str | None) -> HttpClient:
+            timeouts = (settings.connect_timeout_seconds, settings.stall_seconds)
+            return HttpClient(*timeouts, authorization, authorized_origin, throttle)
+
+        self._http = http(f"Bearer {settings.hub_token}" if settings.hub_token else None, settings.hub_endpoint)
         self._s3 = S3Client(self._http, settings.s3_endpoint, settings.s3_region)
+        self._oci = OciClient(http, settings.docker_config, settings.plain_http_registries)
         self._local = LocalClient()
 
     def resolve(self, file: Model, source: Source, known_sha256: str | None) -> Resolved:
@@ -79,18 +81,26 @@ class Resolver:
     def _client(self, source: Source) -> Client:
         if source.is_local:
             return self._local
+        if source.is_oci:
+            return self._oci
         return self._s3 if source.is_s3 else self._http
 
     def _judge(self, file: Model, source: Source, client: Client, remote: RemoteFile, sha256: str | None) -> Resolved:
         if sha256 is not None:
+            if source.is_oci and remote.linked_sha256 != sha256:
+                raise CorruptError(
+                    f"{source} holds sha256 {remote.linked_sha256}, but {sha256} is declared; correct one of them."
+                )
             return Resolved(client, remote, sha256)
-        if source.is_pinned and remote.linked_sha256 and remote.commit in (None, source.revision):
-            log.info("%s: the hub states sha256 %s for this commit", file.id, remote.linked_sha256)
+        if source.is_pinned and remote.linked_sha256 and (source.is_oci or remote.commit in (None, source.revision)):
+            log.info("%s: sha256 %s is what the source states under this pinned name", file.id, remote.linked_sha256)
             return Resolved(client, remote, remote.linked_sha256)
         if self._allow_unverified:
             log.warning("%s: no digest is known for %s; it is taken UNVERIFIED, as allowed", file.id, source)
             # Without a validator either, one stream is all that is sure to be of one version.
             return Resolved(client, replace(remote, ranges=remote.ranges and remote.etag is not None), None)
+        if source.is_oci:
+            raise RefusedError(f"{source}: a tag can move; name the manifest @{remote.commit} or declare sha256.")
         if source.is_hub and remote.commit:
             raise RefusedError(
                 f"{source}: revision '{source.revision}' can move; name the commit @{remote.commit} or declare sha256."

@@ -25,6 +25,8 @@ class Settings:
     hub_token: str | None = field(default=None, repr=False)
     s3_endpoint: str | None = None
     s3_region: str | None = None
+    docker_config: Path | None = None
+    plain_http_registries: frozenset[str] = frozenset()
     owner: str = "local"
     num_connections: int = 16
     num_attempts: int = 10
@@ -53,6 +55,8 @@ def read_settings(environ: Mapping[str, str]) -> Settings:
         s3_endpoint=_s3_endpoint(environ),
         # botocore itself reads AWS_DEFAULT_REGION alone; newer AWS tools read this one.
         s3_region=environ.get("AWS_REGION") or None,
+        docker_config=Path(environ["DOCKER_CONFIG"]) / "config.json" if environ.get("DOCKER_CONFIG") else None,
+        plain_http_registries=frozenset(filter(None, environ.get("OCI_PLAIN_HTTP", "").replace(",", " ").split())),
         # Stays the same when a container restarts in its pod, differs between pods.
         owner=environ.get("POD_UID") or environ.get("POD_NAME") or socket.gethostname(),
         num_connections=int(_number(environ, "DOWNLOAD_CONNECTIONS", defaults.num_connections, 1, 16)),

@@ -1,4 +1,4 @@
-"""Where a file comes from: https://, http://, file:///, s3://BUCKET/KEY or hf://ORG/REPO/FILE@REVISION."""
+"""Where a file comes from: https://, http://, file:///, s3://BUCKET/KEY, oci://REGISTRY/REPOSITORY or hf://ORG/REPO/FILE@REVISION."""
 
 from __future__ import annotations
 
@@ -11,6 +11,10 @@ from nlocalmodels_downloader.errors import ConfigError
 _HUB = re.compile(r"hf://(?P<org>[\w.-]+)/(?P<repo>[\w.-]+)/(?P<file>[^@?#]+)@(?P<revision>[\w./-]+)")
 # Names of buckets as Amazon allows them, older ones included; keys are taken literally.
 _S3 = re.compile(r"s3://(?P<bucket>[A-Za-z0-9][A-Za-z0-9._-]{1,253}[A-Za-z0-9])/(?P<key>[^/?#][^?#]*)")
+_OCI = re.compile(
+    r"oci://(?P<registry>[A-Za-z0-9][A-Za-z0-9.-]*(?::[1-9][0-9]{0,4})?)/(?P<repository>[a-z0-9]+(?:[._/-]+[a-z0-9]+)*)"
+    r"(?::(?P<tag>[A-Za-z0-9_][A-Za-z0-9._-]{0,127}))?(?:@(?P<digest>sha256:[0-9a-f]{64}))?(?:#(?P<file>[^#?]+))?"
+)
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
@@ -35,8 +39,14 @@ class Source:
         return self.text.startswith("s3://")
 
     @property
+    def is_oci(self) -> bool:
+        return self.text.startswith("oci://")
+
+    @property
     def is_pinned(self) -> bool:
-        """Whether the hub can never serve other bytes under this name: a whole commit hash, not a branch or tag."""
+        """Whether the origin can never serve other bytes under this name: a whole commit hash or a manifest's digest."""
+        if self.is_oci:
+            return parse_artifact(self.text).digest is not None
         return self.revision is not None and bool(_COMMIT.fullmatch(self.revision))
 
     def url(self, hub_endpoint: str) -> str:
@@ -44,6 +54,21 @@ class Source:
 
     def __str__(self) -> str:
         return redact(self.text)
+
+
+@dataclass(frozen=True, slots=True)
+class Artifact:
+    """An oci:// source. `tag` or `digest`, its manifest's, is there; `file` chooses among several files."""
+
+    registry: str
+    repository: str
+    tag: str | None
+    digest: str | None
+    file: str | None
+
+    def __str__(self) -> str:
+        tag, digest = f":{self.tag}" if self.tag else "", f"@{self.digest}" if self.digest else ""
+        return f"oci://{self.registry}/{self.repository}{tag}{digest}"
 
 
 def parse_source(text: str) -> Source:
@@ -63,6 +88,9 @@ def parse_source(text: str) -> Source:
     if text.startswith("s3://"):
         split_s3(text)
         return Source(text)
+    if text.startswith("oci://"):
+        parse_artifact(text)
+        return Source(text)
     try:
         parts = urlsplit(text)
         port_is_valid = parts.port is None or parts.port > 0
@@ -70,8 +98,8 @@ def parse_source(text: str) -> Source:
         port_is_valid = False
     if not port_is_valid or parts.scheme not in ("http", "https") or not parts.hostname:
         raise ConfigError(
-            f"'{redact(text)}' is not a source; give https://…, http://…, file:///…, s3://BUCKET/KEY "
-            "or hf://ORG/REPO/FILE@REVISION."
+            f"'{redact(text)}' is not a source; give https://…, http://…, file:///…, s3://BUCKET/KEY, "
+            "oci://REGISTRY/REPOSITORY@DIGEST or hf://ORG/REPO/FILE@REVISION."
         )
     return Source(text)
 
@@ -86,6 +114,21 @@ def split_s3(text: str) -> tuple[str, str]:
     if match is None or match["key"].endswith("/"):
         raise ConfigError(f"'{redact(text)}' is not of the form s3://BUCKET/KEY; give both, without ? and #.")
     return match["bucket"], match["key"]
+
+
+def parse_artifact(text: str) -> Artifact:
+    """Parses an oci:// source.
+
+    Raises:
+        ConfigError: it is not of its form.
+    """
+    match = _OCI.fullmatch(text)
+    if match is None or not (match["tag"] or match["digest"]):
+        raise ConfigError(
+            f"'{redact(text)}' is not of the form oci://REGISTRY/REPOSITORY@sha256:DIGEST (the manifest's) or "
+            "oci://REGISTRY/REPOSITORY:TAG, with #FILE behind if there are several; correct it."
+        )
+    return Artifact(match["registry"], match["repository"], match["tag"], match["digest"], match["file"])
 
 
 def redact(url: str) -> str:
