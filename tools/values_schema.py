@@ -28,7 +28,10 @@ _OBJECTS: Schema = {"type": "array", "items": {"type": "object"}}
 _LABELS: Schema = {"type": "object", "additionalProperties": {"type": "string"}}
 _FILE_PROPERTIES: dict[str, Schema] = {
     "file": {"type": "string", "description": "Name on the volume. Without it, the last part of the source."},
-    "source": {"type": "string", "description": "https://…, http://…, file:///…, s3://BUCKET/KEY or hf://ORG/REPO/FILE@COMMIT"},
+    "source": {
+        "type": "string",
+        "description": "https://…, http://…, file:///…, s3://BUCKET/KEY, oci://REGISTRY/REPOSITORY@DIGEST or hf://ORG/REPO/FILE@COMMIT",
+    },
     "mirrors": {**_STRINGS, "description": "Sources that are asked in order when the first one fails."},
     "sha256": {"type": "string", "description": "64 hex digits"},
     "sizeBytes": {"type": "integer", "description": "The file's exact size."},
@@ -63,6 +66,7 @@ _SPECIAL: dict[str, Schema] = {
     "storage.baked.mount": {"type": "string", "examples": ["container", "volume"]},
     "download.minBandwidth": _QUANTITY,
     "download.maxBandwidth": _QUANTITY,
+    "download.oci.plainHttp": _STRINGS,
     "download.proxy.noProxy": _STRINGS,
     "download.podLabels": _LABELS,
     "download.podAnnotations": _LABELS,

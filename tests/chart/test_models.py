@@ -165,6 +165,8 @@ def test_mirrors_and_shards_are_passed_on() -> None:
 def test_model_without_a_digest_is_passed_on_without_one() -> None:
     pinned = {"source": f"hf://org/repo/m.gguf@{'1' * 40}", "sizeBytes": 5}
     assert downloads(only(m=pinned)) == {"m": {"id": "m", "file": "m.gguf", **pinned}}
+    artifact = {"source": f"oci://ghcr.io/org/m@sha256:{'1' * 64}#m.gguf", "file": "m.gguf", "sizeBytes": 5}
+    assert downloads(only(m=artifact)) == {"m": {"id": "m", **artifact}}
     unverified = merged(only(m={"source": "https://host/m.gguf", "sizeBytes": 5}), {"models": {"allowUnverified": True}})
     assert render(unverified).config("downloads.yaml")["allowUnverified"] is True
 

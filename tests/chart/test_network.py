@@ -117,6 +117,11 @@ def test_test_reaches_the_server_alone(strategy: str) -> None:
             {83, 84, 443},
         ),
         ({"download": {"endpoint": "http://mirror:8081/hub"}}, {8081, 443}),
+        (only(m=own(source="oci://registry:5000/team/m:v1", file="m.gguf")), {5000, 443}),
+        (
+            merged(only(m=own(source="oci://plain/team/m:v1", file="m.gguf")), {"download": {"oci": {"plainHttp": ["plain"]}}}),
+            {80, 443},
+        ),
         ({"download": {"s3": {"endpoint": "http://minio.storage:9000"}}}, {9000, 443}),
         ({"download": {"proxy": {"http": "http://user:pw@proxy:3128", "https": "http://proxy:3129/"}}}, {3128, 3129, 443}),
     ],

@@ -156,6 +156,22 @@ def test_credentials_of_an_object_store_reach_the_downloader_alone(strategy: str
     assert "AWS_" not in of(strategy).text
 
 
+@pytest.mark.parametrize("strategy", FETCHERS)
+def test_users_of_registries_are_mounted_where_the_downloader_looks(strategy: str) -> None:
+    manifests = of(strategy, {"download": {"oci": {"existingSecret": "registries"}}})
+    volumes = [volume for pod in manifests.pods() for volume in pod.spec.get("volumes", [])]
+    (volume,) = [volume for volume in volumes if volume["name"] == "registries"]
+    items = [{"key": ".dockerconfigjson", "path": "config.json"}]
+    assert volume == {"name": "registries", "secret": {"secretName": "registries", "items": items}}
+    mounting = [
+        container["name"]
+        for pod in manifests.pods()
+        for container in pod.containers
+        if "/etc/nlocalmodels-registries" in [mount["mountPath"] for mount in container.get("volumeMounts", [])]
+    ]
+    assert mounting == ["model-downloader"]
+
+
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_token_is_nowhere_when_nothing_is_fetched(strategy: str) -> None:
     told: Values = {"download": {"hfToken": {"existingSecret": "hub"}, "offline": True}}
@@ -170,6 +186,7 @@ def test_settings_of_the_download_are_what_the_downloader_reads(strategy: str) -
     told = {
         "endpoint": "https://mirror.example.com",
         "s3": {"endpoint": "http://minio.storage:9000", "region": "eu-central-1"},
+        "oci": {"existingSecret": "registries", "plainHttp": ["registry:5000", "other"]},
         "attempts": 3,
         "connections": 5,
         "stallSeconds": 7,
@@ -179,6 +196,8 @@ def test_settings_of_the_download_are_what_the_downloader_reads(strategy: str) -
     read = settings(strategy, {"download": told})
     assert read.hub_endpoint == "https://mirror.example.com"
     assert (read.s3_endpoint, read.s3_region) == ("http://minio.storage:9000", "eu-central-1")
+    assert read.docker_config == Path("/etc/nlocalmodels-registries/config.json")
+    assert read.plain_http_registries == {"registry:5000", "other"}
     assert (read.num_attempts, read.num_connections, read.stall_seconds, read.progress_seconds) == (3, 5, 7.0, 2.0)
     assert read.max_bytes_per_second == 10 * MIB
     assert read.is_offline is False

@@ -11,7 +11,7 @@ import pytest
 
 from support.chart import CATALOGUE, CHART, STRATEGIES, UNDECLARED, Values, merged, only, own, problems, refusal, render
 
-FORMS = "https://…, http://…, file:///…, s3://BUCKET/KEY or hf://ORG/REPO/FILE@COMMIT"
+FORMS = "https://…, http://…, file:///…, s3://BUCKET/KEY, oci://REGISTRY/REPOSITORY@DIGEST or hf://ORG/REPO/FILE@COMMIT"
 NO_SOURCE = f"is no source; write it as {FORMS}."
 KNOWN = ", ".join(sorted(CATALOGUE["models"]))
 PVC: Values = {"storage": {"strategy": "pvc"}}
@@ -124,7 +124,8 @@ MODELS = [
     (
         model(sha256=""),
         "models.add.m.sha256: is missing, so nothing says which bytes are right; give the file's sha256, pin an hf:// source "
-        "to a commit (@ and 40 hex digits), or set models.allowUnverified=true.",
+        "to a commit (@ and 40 hex digits) or an oci:// source to its manifest (@sha256: and 64), "
+        "or set models.allowUnverified=true.",
     ),
     (
         model(sizeBytes=0),

@@ -44,6 +44,7 @@ def test_names_that_the_values_give(text: str) -> None:
             "hfToken": {"existingSecret": text, "key": text},
             "caBundle": {"configMap": text, "key": text},
             "s3": {"existingSecret": text},
+            "oci": {"existingSecret": text, "plainHttp": [text]},
         },
         "serviceAccount": {"name": text},
         "ingress": {"enabled": True, "className": text, "hosts": [text]},

@@ -19,11 +19,18 @@ credentials. */}}
 {{- end -}}
 {{- end -}}
 {{- $ports := list -}}
-{{- range $urls -}}
+{{- $plain := (.Values.download.oci | default dict).plainHttp | default list -}}
+{{- range $url := $urls -}}
+{{- if hasPrefix "oci://" ($url | default "") -}}
+{{- $registry := regexReplaceAll "^oci://([^/]*)/.*$" $url "${1}" -}}
+{{- $url = printf "%s://%s/" (ternary "http" "https" (has $registry $plain)) $registry -}}
+{{- end -}}
+{{- with $url -}}
 {{- if regexMatch "^https?://" (. | default "") -}}
 {{- $authority := regexReplaceAll "^https?://([^/?#]*@)?([^/?#]*).*$" . "${2}" -}}
 {{- $port := regexFind ":[0-9]+$" $authority | trimPrefix ":" | default (ternary "443" "80" (hasPrefix "https" .)) -}}
 {{- $ports = append $ports (int $port) -}}
+{{- end -}}
 {{- end -}}
 {{- end -}}
 {{- include "nlocalmodels.dnsEgress" . }}

@@ -100,6 +100,11 @@ image:
       mountPath: /etc/nlocalmodels-ca
       readOnly: true
     {{- end }}
+    {{- if and .fetches ($download.oci | default dict).existingSecret }}
+    - name: registries
+      mountPath: /etc/nlocalmodels-registries
+      readOnly: true
+    {{- end }}
     {{- if .fetches }}{{ with $download.extraVolumeMounts }}{{ toYaml . | nindent 4 }}{{ end }}{{ end }}
 {{- end }}
 
@@ -110,6 +115,9 @@ image:
 {{- with .endpoint }}{{- $_ := set $env "HF_ENDPOINT" . -}}{{- end -}}
 {{- $s3 := .s3 | default dict -}}
 {{- with $s3.endpoint }}{{- $_ := set $env "AWS_ENDPOINT_URL_S3" . -}}{{- end -}}
+{{- $oci := .oci | default dict -}}
+{{- if $oci.existingSecret }}{{- $_ := set $env "DOCKER_CONFIG" "/etc/nlocalmodels-registries" -}}{{- end -}}
+{{- with $oci.plainHttp }}{{- $_ := set $env "OCI_PLAIN_HTTP" (join "," .) -}}{{- end -}}
 {{- with $s3.region }}{{- $_ := set $env "AWS_REGION" . -}}{{- end -}}
 {{- with .proxy.http }}{{- $_ := set $env "HTTP_PROXY" . -}}{{- end -}}
 {{- with .proxy.https }}{{- $_ := set $env "HTTPS_PROXY" . -}}{{- end -}}
@@ -149,6 +157,14 @@ image:
 - name: ca-bundle
   configMap:
     name: {{ . | quote }}
+{{- end }}
+{{- with (.Values.download.oci | default dict).existingSecret }}
+- name: registries
+  secret:
+    secretName: {{ . | quote }}
+    items:
+      - key: .dockerconfigjson
+        path: config.json
 {{- end }}
 {{- with .Values.download.extraVolumes }}
 {{ toYaml . }}

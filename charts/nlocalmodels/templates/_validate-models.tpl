@@ -79,6 +79,7 @@ models.add.{{ $model.id }}.file: '{{ $file.file }}' is the file of '{{ get $file
 {{- else if regexMatch "^hf://[A-Za-z0-9_.-]+/[A-Za-z0-9_.-]+/[^ @?#]+@[A-Za-z0-9_.-]+$" $text -}}
 {{- if not (regexMatch "/\\.\\.[/@]" $text) -}}true{{- end -}}
 {{- else if regexMatch "^s3://[A-Za-z0-9][A-Za-z0-9._-]{1,253}[A-Za-z0-9]/([^/?#]|[^/?#][^?#]*[^/?#])$" $text -}}true
+{{- else if regexMatch "^oci://[A-Za-z0-9][A-Za-z0-9.-]*(:[1-9][0-9]{0,4})?/[a-z0-9]+([._/-]+[a-z0-9]+)*(:[A-Za-z0-9_][A-Za-z0-9._-]{0,127}(@sha256:[0-9a-f]{64})?|@sha256:[0-9a-f]{64})(#[^#?]+)?$" $text -}}true
 {{- else if regexMatch "^file:///.+$" $text -}}true
 {{- end -}}
 {{- end }}
@@ -86,11 +87,11 @@ models.add.{{ $model.id }}.file: '{{ $file.file }}' is the file of '{{ get $file
 {{- /* What every file must state: {path, file, allowUnverified}. */}}
 {{- define "nlocalmodels.validate.file" -}}
 {{- if not (include "nlocalmodels.isSource" .file.source) }}
-{{ .path }}.source: '{{ .file.source }}' is no source; write it as https://…, http://…, file:///…, s3://BUCKET/KEY or hf://ORG/REPO/FILE@COMMIT.
+{{ .path }}.source: '{{ .file.source }}' is no source; write it as https://…, http://…, file:///…, s3://BUCKET/KEY, oci://REGISTRY/REPOSITORY@DIGEST or hf://ORG/REPO/FILE@COMMIT.
 {{- end }}
 {{- range $index, $mirror := .file.mirrors }}
 {{- if not (include "nlocalmodels.isSource" $mirror) }}
-{{ $.path }}.mirrors[{{ $index }}]: '{{ $mirror }}' is no source; write it as https://…, http://…, file:///…, s3://BUCKET/KEY or hf://ORG/REPO/FILE@COMMIT.
+{{ $.path }}.mirrors[{{ $index }}]: '{{ $mirror }}' is no source; write it as https://…, http://…, file:///…, s3://BUCKET/KEY, oci://REGISTRY/REPOSITORY@DIGEST or hf://ORG/REPO/FILE@COMMIT.
 {{- end }}
 {{- end }}
 {{- if not (regexMatch "(?i)^[a-z0-9][a-z0-9._ +-]{0,200}\\.gguf$" (.file.file | default "")) }}
@@ -100,8 +101,8 @@ models.add.{{ $model.id }}.file: '{{ $file.file }}' is the file of '{{ get $file
 {{- if not (regexMatch "(?i)^[0-9a-f]{64}$" .file.sha256) }}
 {{ .path }}.sha256: '{{ .file.sha256 }}' is no sha256; give 64 hex digits, as `sha256sum FILE` prints them.
 {{- end }}
-{{- else if not (or .allowUnverified (regexMatch "^hf://[^@]+@[0-9a-f]{40}$" (.file.source | default ""))) }}
-{{ .path }}.sha256: is missing, so nothing says which bytes are right; give the file's sha256, pin an hf:// source to a commit (@ and 40 hex digits), or set models.allowUnverified=true.
+{{- else if not (or .allowUnverified (regexMatch "^(hf://[^@]+@[0-9a-f]{40}|oci://[^@]+@sha256:[0-9a-f]{64}(#.*)?)$" (.file.source | default ""))) }}
+{{ .path }}.sha256: is missing, so nothing says which bytes are right; give the file's sha256, pin an hf:// source to a commit (@ and 40 hex digits) or an oci:// source to its manifest (@sha256: and 64), or set models.allowUnverified=true.
 {{- end }}
 {{- if le (int64 (.file.sizeBytes | default 0)) 0 }}
 {{ .path }}.sizeBytes: is missing, and every size is computed from it; give the file's exact size in bytes.
