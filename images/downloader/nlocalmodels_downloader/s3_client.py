@@ -42,9 +42,9 @@ class S3Client:
 
     def probe(self, url: str) -> RemoteFile:
         """Raises RefusedError without botocore, and whatever the HTTP client raises."""
-        bucket, key = split_s3(url)
+        signed = self._sign(*split_s3(url))
         try:
-            return replace(self._http.probe(self._sign(bucket, key)), origin_url=url)
+            return replace(self._http.probe(signed), origin_url=url)
         except DeniedError as error:
             raise DeniedError(
                 f"{url}: {error} A store also answers so for a key that is not there; "
