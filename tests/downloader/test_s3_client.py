@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import http.server
 import sys
+import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -152,6 +154,55 @@ def test_settings_that_botocore_refuses_are_named(s3_downloads: Downloads, monke
     (error,) = s3_downloads.sync(s3_downloads.model(DATA, source=f"s3://{BUCKET}/{KEY}"))
     assert isinstance(error, RefusedError)
     assert "nobody" in str(error)
+
+
+def _take_a_web_identity(monkeypatch: pytest.MonkeyPatch, folder: Path, endpoint: str) -> None:
+    """As a pod whose service account stands for a role."""
+    token = folder / "token"
+    token.write_text("identity-0123456789")
+    monkeypatch.delenv("AWS_ACCESS_KEY_ID")
+    monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
+    monkeypatch.setenv("AWS_ROLE_ARN", "arn:aws:iam::123456789012:role/models")
+    monkeypatch.setenv("AWS_WEB_IDENTITY_TOKEN_FILE", str(token))
+    monkeypatch.setenv("AWS_ENDPOINT_URL_STS", endpoint)
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+
+
+class _RefusingHandler(http.server.BaseHTTPRequestHandler):
+    """Answers as Amazon's STS does to who may not assume a role."""
+
+    def do_POST(self) -> None:
+        body = b"<ErrorResponse><Error><Code>AccessDenied</Code><Message>no</Message></Error></ErrorResponse>"
+        self.send_response(403)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+def test_refused_role_is_denied(s3_downloads: Downloads, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), _RefusingHandler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        _take_a_web_identity(monkeypatch, tmp_path, f"http://127.0.0.1:{server.server_address[1]}")
+        (error,) = s3_downloads.sync(s3_downloads.model(DATA, source=f"s3://{BUCKET}/{KEY}"))
+        server.shutdown()
+        thread.join()
+    assert isinstance(error, DeniedError)
+    assert "refused (AccessDenied); check the role" in str(error)
+
+
+@pytest.mark.parametrize("answers", [False, True], ids=["nobody answers", "something else answers"])
+def test_credentials_that_cannot_be_had_are_tried_for_again(
+    s3_downloads: Downloads, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture, answers: bool
+) -> None:
+    _take_a_web_identity(monkeypatch, tmp_path, s3_downloads.source.url if answers else "http://127.0.0.1:1")
+    (error,) = s3_downloads.sync(s3_downloads.model(DATA, source=f"s3://{BUCKET}/{KEY}"))
+    assert isinstance(error, ExhaustedError)
+    assert "no credentials for" in str(error)
+    assert "identity-0123456789" not in caplog.text
 
 
 def test_address_at_amazon_has_the_bucket_in_its_host_and_the_region() -> None:

@@ -8,10 +8,9 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import replace
-from typing import Any
 
 from nlocalmodels_downloader.clients import Client, RemoteFile
-from nlocalmodels_downloader.errors import DeniedError, GoneError, RefusedError
+from nlocalmodels_downloader.errors import DeniedError, GoneError, RefusedError, TransientError
 from nlocalmodels_downloader.sources import split_s3
 
 log = logging.getLogger(__name__)
@@ -38,7 +37,7 @@ class S3Client:
         self._endpoint = endpoint
         self._region = region
         self._lock = threading.Lock()
-        self._signer: Any = None
+        self._signer: _Signer | None = None
 
     def probe(self, url: str) -> RemoteFile:
         """Raises RefusedError without botocore, and whatever the HTTP client raises."""
@@ -73,35 +72,54 @@ class S3Client:
     def _sign(self, bucket: str, key: str) -> str:
         with self._lock:
             if self._signer is None:
-                self._signer = _signer(self._endpoint, self._region)
-            url: str = self._signer.generate_presigned_url(
+                self._signer = _Signer(self._endpoint, self._region)
+            return self._signer.sign(bucket, key)
+
+
+class _Signer:
+    """botocore's S3 client. Only its signatures are used; it sends no request but for credentials."""
+
+    def __init__(self, endpoint: str | None, region: str | None) -> None:
+        """Raises RefusedError without botocore, or when the AWS settings are unusable."""
+        try:
+            core = importlib.import_module("botocore")
+            session_module = importlib.import_module("botocore.session")
+            config_module = importlib.import_module("botocore.config")
+            self._exceptions = importlib.import_module("botocore.exceptions")
+        except ImportError:
+            raise RefusedError(
+                "s3:// sources need botocore, which is not installed; take the image downloader-s3, "
+                "or install requirements-s3.txt."
+            ) from None
+        try:
+            session = session_module.get_session()
+            is_anonymous = session.get_credentials() is None
+            if is_anonymous:
+                log.info("s3: no credentials were found, so addresses are not signed; only public objects can be read")
+            config = config_module.Config(
+                signature_version=core.UNSIGNED if is_anonymous else "s3v4",
+                s3={"addressing_style": "path" if endpoint else "virtual"},
+            )
+            region = region or session.get_config_variable("region") or _DEFAULT_REGION
+            self._client = session.create_client("s3", region_name=region, endpoint_url=endpoint, config=config)
+        except (self._exceptions.BotoCoreError, ValueError) as error:
+            # Its text can name files and profiles, never a secret key.
+            raise RefusedError(
+                f"s3: the AWS settings cannot be used ({type(error).__name__}: {error}); correct them."
+            ) from None
+
+    def sign(self, bucket: str, key: str) -> str:
+        """Raises TransientError when credentials cannot be had for the moment, DeniedError when they are refused."""
+        try:
+            url: str = self._client.generate_presigned_url(
                 "get_object", Params={"Bucket": bucket, "Key": key}, ExpiresIn=_EXPIRES_SECONDS
             )
+        except self._exceptions.ClientError as error:
+            code = error.response.get("Error", {}).get("Code", "no code")
+            raise DeniedError(
+                f"s3: credentials for s3://{bucket}/{key} are refused ({code}); check the role, and who may assume it."
+            ) from None
+        except Exception as error:
+            # Not only botocore's own: what answers in the place of a credentials' server can be anything.
+            raise TransientError(f"s3: no credentials for s3://{bucket}/{key} ({type(error).__name__}).") from None
         return url
-
-
-def _signer(endpoint: str | None, region: str | None) -> Any:
-    """Returns botocore's S3 client. Only its signatures are used; it sends no request but for credentials."""
-    try:
-        botocore = importlib.import_module("botocore.session")
-        exceptions = importlib.import_module("botocore.exceptions")
-        config_module = importlib.import_module("botocore.config")
-        unsigned = importlib.import_module("botocore").UNSIGNED
-    except ImportError:
-        raise RefusedError(
-            "s3:// sources need botocore, which is not installed; take the image downloader-s3, or install requirements-s3.txt."
-        ) from None
-    try:
-        session = botocore.get_session()
-        is_anonymous = session.get_credentials() is None
-        if is_anonymous:
-            log.info("s3: no credentials were found, so addresses are not signed; only public objects can be read")
-        config = config_module.Config(
-            signature_version=unsigned if is_anonymous else "s3v4",
-            s3={"addressing_style": "path" if endpoint else "virtual"},
-        )
-        region = region or session.get_config_variable("region") or _DEFAULT_REGION
-        return session.create_client("s3", region_name=region, endpoint_url=endpoint, config=config)
-    except (exceptions.BotoCoreError, ValueError) as error:
-        # Its text can name files and profiles, never a secret key.
-        raise RefusedError(f"s3: the AWS settings cannot be used ({type(error).__name__}: {error}); correct them.") from None
