@@ -205,7 +205,14 @@ def test_credentials_that_cannot_be_had_are_tried_for_again(
     assert "identity-0123456789" not in caplog.text
 
 
-def test_address_at_amazon_has_the_bucket_in_its_host_and_the_region() -> None:
+@pytest.mark.parametrize(
+    ("bucket", "address"),
+    [
+        ("my-models", "https://my-models.s3.eu-central-1.amazonaws.com/a/m.gguf?"),
+        # Amazon's certificates are for one name below its own.
+        ("my.models", "https://s3.eu-central-1.amazonaws.com/my.models/a/m.gguf?"),
+    ],
+)
+def test_address_at_amazon_is_one_that_its_certificates_are_for(bucket: str, address: str) -> None:
     client = s3_client.S3Client(HttpClient(5.0, 5.0), None, "eu-central-1")
-    url = client._sign("my-models", "a/m.gguf")
-    assert url.startswith("https://my-models.s3.eu-central-1.amazonaws.com/a/m.gguf?X-Amz-Algorithm=AWS4-HMAC-SHA256")
+    assert client._sign(bucket, "a/m.gguf").startswith(f"{address}X-Amz-Algorithm=AWS4-HMAC-SHA256")

@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import replace
+from typing import Any
 
 from nlocalmodels_downloader.clients import Client, RemoteFile
 from nlocalmodels_downloader.errors import DeniedError, GoneError, RefusedError, TransientError
@@ -81,6 +82,7 @@ class _Signer:
 
     def __init__(self, endpoint: str | None, region: str | None) -> None:
         """Raises RefusedError without botocore, or when the AWS settings are unusable."""
+        self._has_endpoint = endpoint is not None
         try:
             core = importlib.import_module("botocore")
             session_module = importlib.import_module("botocore.session")
@@ -96,12 +98,13 @@ class _Signer:
             is_anonymous = session.get_credentials() is None
             if is_anonymous:
                 log.info("s3: no credentials were found, so addresses are not signed; only public objects can be read")
-            config = config_module.Config(
-                signature_version=core.UNSIGNED if is_anonymous else "s3v4",
-                s3={"addressing_style": "path" if endpoint else "virtual"},
-            )
             region = region or session.get_config_variable("region") or _DEFAULT_REGION
-            self._client = session.create_client("s3", region_name=region, endpoint_url=endpoint, config=config)
+            self._clients: dict[str, Any] = {}
+            for style in ("path", "virtual"):
+                config = config_module.Config(
+                    signature_version=core.UNSIGNED if is_anonymous else "s3v4", s3={"addressing_style": style}
+                )
+                self._clients[style] = session.create_client("s3", region_name=region, endpoint_url=endpoint, config=config)
         except (self._exceptions.BotoCoreError, ValueError) as error:
             # Its text can name files and profiles, never a secret key.
             raise RefusedError(
@@ -110,8 +113,10 @@ class _Signer:
 
     def sign(self, bucket: str, key: str) -> str:
         """Raises TransientError when credentials cannot be had for the moment, DeniedError when they are refused."""
+        # Every store knows paths. Amazon wants the bucket in the host, but has certificates for one name below its own only.
+        style = "path" if self._has_endpoint or "." in bucket else "virtual"
         try:
-            url: str = self._client.generate_presigned_url(
+            url: str = self._clients[style].generate_presigned_url(
                 "get_object", Params={"Bucket": bucket, "Key": key}, ExpiresIn=_EXPIRES_SECONDS
             )
         except self._exceptions.ClientError as error:
