@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from nlocalmodels_downloader import http_client
+from nlocalmodels_downloader import resolve
 from nlocalmodels_downloader.errors import StoppedError
 from nlocalmodels_downloader.pauses import Pauses
 from support.downloads import MIB, Downloads, wait_for
@@ -82,7 +82,7 @@ def made_pauses(monkeypatch: pytest.MonkeyPatch) -> list[Pauses]:
             super().__init__(*args)  # type: ignore[arg-type]
             made.append(self)
 
-    monkeypatch.setattr(http_client, "Pauses", Seen)
+    monkeypatch.setattr(resolve, "Pauses", Seen)
     monkeypatch.setattr("nlocalmodels_downloader.retry.MAX_RETRY_AFTER_SECONDS", 3600.0)
     return made
 

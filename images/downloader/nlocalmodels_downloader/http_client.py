@@ -47,6 +47,7 @@ class HttpClient:
         stall_seconds: without a byte, or below `MIN_BYTES_PER_SECOND` over that time, a stream is broken off.
         authorization: a header's value, sent to `authorized_origin` only, never to where it redirects.
         throttle: holds up the reading of bodies.
+        pauses: what hosts asked for, when other clients ask the same hosts.
     """
 
     def __init__(
@@ -56,6 +57,7 @@ class HttpClient:
         authorization: str | None = None,
         authorized_origin: str | None = None,
         throttle: Throttle | None = None,
+        pauses: Pauses | None = None,
     ) -> None:
         self._timeout = (connect_timeout_seconds, stall_seconds)
         self._stall_seconds = stall_seconds
@@ -65,7 +67,7 @@ class HttpClient:
         self._piece_bytes = min(CHUNK_BYTES, throttle.piece_bytes) if throttle else CHUNK_BYTES
         self._local = threading.local()
         self._active: set[requests.Response] = set()
-        self._pauses = Pauses(lambda: retry.MAX_RETRY_AFTER_SECONDS)
+        self._pauses = pauses or Pauses(lambda: retry.MAX_RETRY_AFTER_SECONDS)
 
     def wait_until_welcome(self, remote: RemoteFile, is_over: Callable[[], bool]) -> None:
         """Returns when the file's host may be asked again, after it asked anybody to wait."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass, replace
 
+from nlocalmodels_downloader import retry
 from nlocalmodels_downloader.bandwidth import Throttle
 from nlocalmodels_downloader.clients import Client, RemoteFile
 from nlocalmodels_downloader.config import Model
@@ -12,6 +13,7 @@ from nlocalmodels_downloader.errors import CorruptError, RefusedError
 from nlocalmodels_downloader.http_client import HttpClient
 from nlocalmodels_downloader.local_client import LocalClient
 from nlocalmodels_downloader.oci_client import OciClient
+from nlocalmodels_downloader.pauses import Pauses
 from nlocalmodels_downloader.progress import ModelProgress
 from nlocalmodels_downloader.retry import RetryPolicy, run_until
 from nlocalmodels_downloader.s3_client import S3Client
@@ -39,11 +41,12 @@ class Resolver:
         self._options = options
         self._allow_unverified = allow_unverified
         limit = settings.max_bytes_per_second
+        pauses = Pauses(lambda: retry.MAX_RETRY_AFTER_SECONDS)
         throttle = Throttle(limit, options.stop) if limit is not None else None
 
         def http(authorization: str | None, authorized_origin: str | None) -> HttpClient:
             timeouts = (settings.connect_timeout_seconds, settings.stall_seconds)
-            return HttpClient(*timeouts, authorization, authorized_origin, throttle)
+            return HttpClient(*timeouts, authorization, authorized_origin, throttle, pauses)
 
         self._http = http(f"Bearer {settings.hub_token}" if settings.hub_token else None, settings.hub_endpoint)
         self._s3 = S3Client(self._http, settings.s3_endpoint, settings.s3_region)
