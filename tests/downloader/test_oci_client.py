@@ -13,6 +13,7 @@ from nlocalmodels_downloader.oci_client import OciClient
 from nlocalmodels_downloader.sources import parse_artifact, parse_source
 from support.downloads import MIB, Downloads, delay_first_stream, sha256
 from support.gguf_files import bulk_gguf
+from support.model_source import Behaviour
 from support.oci_registry import BASIC, GGUF_TYPE, PASSWORD, USER, OciRegistry, TokenAuthority, running_registry
 
 REPOSITORY = "team/models/small"
@@ -136,6 +137,17 @@ def test_registry_that_lies_about_a_manifest_is_found_out(downloads: Downloads) 
     (error,) = replace(downloads, settings=settings).sync(downloads.model(None, source=f"oci://{host}/{REPOSITORY}@{pinned}"))
     assert isinstance(error, CorruptError)
     assert "sent a manifest of digest" in str(error)
+
+
+@pytest.mark.parametrize("realm", ["x", "https://[::1", "https://host:99999/token", "file:///etc/passwd"])
+def test_sign_in_at_no_address_is_refused(downloads: Downloads, realm: str) -> None:
+    host = downloads.source.url.removeprefix("http://")
+    challenge = {"WWW-Authenticate": f'Bearer realm="{realm}",service="s"'}
+    downloads.source.behave = lambda _: Behaviour(status=401, headers=challenge)
+    settings = replace(downloads.settings, plain_http_registries=frozenset({host}))
+    (error,) = replace(downloads, settings=settings).sync(downloads.model(DATA, source=f"oci://{host}/{REPOSITORY}:v1"))
+    assert isinstance(error, RefusedError)
+    assert "to sign in" in str(error)
 
 
 def test_token_is_asked_for_with_the_user_and_told_to_nobody(

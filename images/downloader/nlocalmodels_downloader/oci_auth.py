@@ -62,7 +62,7 @@ def basic_credentials(config: Path | None, registry: str) -> str | None:
                 return base64.b64encode(f"{entry['username']}:{entry.get('password', '')}".encode()).decode()
     except OSError as error:
         raise RefusedError(f"{config}: cannot be read ({error.strerror}); check DOCKER_CONFIG and its mount.") from None
-    except (ValueError, AttributeError, TypeError, binascii.Error):
+    except (ValueError, AttributeError, TypeError, RecursionError, binascii.Error):
         raise RefusedError(f"{config}: is not a config.json with auths; write it anew with `docker login`.") from None
     return None
 
@@ -72,6 +72,7 @@ def token_of(body: bytes) -> str | None:
     try:
         answer = json.loads(body)
         token = answer.get("token") or answer.get("access_token")
-    except (ValueError, AttributeError):
+    except (ValueError, AttributeError, RecursionError):
         return None
-    return token if isinstance(token, str) else None
+    # Nothing else fits into a header.
+    return token if isinstance(token, str) and token and all("!" <= character <= "~" for character in token) else None

@@ -11,11 +11,11 @@ from pathlib import Path
 
 from nlocalmodels_downloader.answers import failure
 from nlocalmodels_downloader.clients import RemoteFile
-from nlocalmodels_downloader.errors import CorruptError, DeniedError, RefusedError
+from nlocalmodels_downloader.errors import ConfigError, CorruptError, DeniedError, RefusedError
 from nlocalmodels_downloader.http_client import HttpClient
 from nlocalmodels_downloader.oci_auth import Challenge, basic_credentials, parse_challenge, token_of
 from nlocalmodels_downloader.oci_manifest import MANIFEST_TYPES, Layer, model_layer
-from nlocalmodels_downloader.sources import Artifact, parse_artifact
+from nlocalmodels_downloader.sources import Artifact, parse_artifact, parse_source
 
 # The specification lets registries refuse manifests above 4 MiB.
 _MAX_MANIFEST_BYTES = 4 * 1024 * 1024
@@ -121,7 +121,9 @@ class OciClient:
             self._clients[artifact.registry, artifact.repository] = client
 
     def _token(self, artifact: Artifact, challenge: Challenge, basic: str | None) -> str:
-        if not challenge.realm.startswith("https://") and artifact.registry not in self._plain_http:
+        if not _is_address(challenge.realm) or not (
+            challenge.realm.startswith("https://") or artifact.registry in self._plain_http
+        ):
             raise RefusedError(f"{artifact}: the registry sends its clients to sign in without TLS; use another source.")
         url = challenge.token_url(f"repository:{artifact.repository}:pull")
         headers = {"Authorization": f"Basic {basic}"} if basic else {}
@@ -132,3 +134,11 @@ class OciClient:
         if token is None:
             raise DeniedError(f"{artifact}: the registry's sign-in gave no token; check the user in config.json.")
         return token
+
+
+def _is_address(text: str) -> bool:
+    try:
+        source = parse_source(text)
+    except ConfigError:
+        return False
+    return source.text.startswith(("https://", "http://"))

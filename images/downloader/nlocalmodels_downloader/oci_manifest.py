@@ -54,7 +54,8 @@ def model_layer(body: bytes, where: str, file: str | None) -> Layer:
     if isinstance(manifest.get("manifests"), list):
         listed = [str(entry.get("digest")) for entry in manifest["manifests"] if isinstance(entry, dict)]
         raise RefusedError(f"{where} is an index of several artifacts; name one of them: {', '.join(listed) or 'it is empty'}.")
-    layers = [_layer(entry, where) for entry in manifest.get("layers") or []]
+    entries = manifest.get("layers")
+    layers = [_layer(entry, where) for entry in entries] if isinstance(entries, list) else []
     found = [layer for layer in layers if (layer.is_gguf if file is None else layer.name == file)]
     if not found:
         wanted = "a GGUF file" if file is None else f"'{file}'"
@@ -67,7 +68,7 @@ def model_layer(body: bytes, where: str, file: str | None) -> Layer:
 def _parsed(body: bytes, where: str) -> dict[str, Any]:
     try:
         manifest = json.loads(body)
-    except ValueError:
+    except (ValueError, RecursionError):
         manifest = None
     if not isinstance(manifest, dict):
         raise CorruptError(f"{where}: the registry's answer is no manifest; check the address.")
