@@ -63,8 +63,9 @@ check: setup ## Lint and types; edits nothing
 	$(BIN)/hadolint images/*/Dockerfile tests/support/source_image/Dockerfile
 	$(BIN)/python tools/values_schema.py --check
 
-bench-download: setup ## Measure the downloader against curl, aria2c and huggingface_hub; writes benchmarks/download/RESULTS.md
-	@exec $(BIN)/python benchmarks/download/bench.py $(ARGS)
+bench-download: setup ## Measure the downloader against curl, aria2c and huggingface_hub; writes benchmarks/download/*.md
+	@$(BIN)/python benchmarks/download/bench.py $(ARGS)
+	@exec $(BIN)/python benchmarks/download/fresh_memory.py
 
 bench-engine: setup ## Measure the server against llama-server, built on first use; ARGS="--quick", "--scenario stall"; writes benchmarks/engine/RESULTS.md
 	@exec $(BIN)/python benchmarks/engine/bench.py $(ARGS)

@@ -44,8 +44,14 @@ class Bench:
         self._origin = origin
         self._environ = clean_environ(work)
 
-    def rounds(self, course: Course, contenders: Sequence[Contender], file: BulkFile, num_runs: int) -> dict[str, list[Run]]:
-        """Runs all in turn, again and again, so that what else the machine does falls on all of them."""
+    def rounds(
+        self, course: Course, contenders: Sequence[Contender], file: BulkFile, num_runs: int, kept: Path | None = None
+    ) -> dict[str, list[Run]]:
+        """Runs all in turn, again and again, so that what else the machine does falls on all of them.
+
+        Args:
+            kept: where what was fetched is moved to, so that its memory is not free for the next one; None removes it.
+        """
         runs: dict[str, list[Run]] = {contender.name: [] for contender in contenders}
         for number in range(1, num_runs + 1):
             for contender in contenders:
@@ -53,6 +59,8 @@ class Bench:
                 run = self._run(contender)
                 _check(contender, file, compares_digest=number == 1)
                 runs[contender.name].append(run)
+                if kept is not None:
+                    course.target.rename(kept / f"{contender.name}-{number}")
                 say(f"{number}/{num_runs} {contender.name}: {run.wall_seconds:.2f} s")
         return runs
 
